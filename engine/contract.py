@@ -1,0 +1,331 @@
+"""What everything that can answer a request has in common.
+
+    Answerer = (Call, Trail) -> async generator of events
+
+An engine, a remote server, a cache and a cascade all have this one face, so that each layer wraps
+the next and is tested alone with a fake of ten lines. A `Call` says *what* is asked and is all that
+a cache key is made of; a `Trail` says *who* asks and collects what happened on the way. Keeping the
+two apart is what makes it impossible to answer differently by who asks without it being in the key.
+
+An answer is a sequence of events:
+
+    Start  Delta*  (Finish per choice, mixed with Deltas)  End
+
+`Start` is the commit point: before it a failure is raised as an `AnswerError` and becomes an HTTP
+status; after it, it can only become an error event inside the stream. An answer without `End` was
+cut: it is never stored and never counted as complete.
+
+Whoever iterates an answer and may stop early closes it (`contextlib.aclosing`), because closing is
+how a hang-up travels inwards to the engine and frees its memory.
+
+This module imports the standard library only: all five packages meet here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+from typing import Literal, NewType, Protocol, TypeAlias
+
+Json = NewType("Json", str)
+"""Text that is known to be canonical JSON (sorted keys, no spaces): hashable, unlike a dict."""
+
+Role = Literal["system", "developer", "user", "assistant", "tool"]
+FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
+
+
+# --------------------------------------------------------------------------- what is asked
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One piece of a message's content. `body` is the text, or the canonical JSON of another kind."""
+
+    kind: str
+    body: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    role: Role
+    parts: tuple[Part, ...] = ()
+    name: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The text parts, joined as OpenAI's servers join them: without a separator."""
+        return "".join(part.body for part in self.parts if part.kind == "text")
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How to choose tokens. None means that the caller did not say: the model's default applies,
+    and the exact cache may store the answer (see cache/exact.py)."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request, resolved: aliases, clamps and defaults applied; nothing inside validates again.
+
+    `scope` is the tenant's isolation scope and `fingerprint` names the weights of every model that
+    may answer; both are set by the gateway, never by the caller, and both are in every cache key
+    and every prefix namespace. `policy` names what an answer may cost in quality (empty: nothing).
+    """
+
+    kind: Literal["chat", "text"]
+    model: str
+    scope: str
+    fingerprint: str = ""
+    policy: str = ""
+    messages: tuple[Message, ...] = ()
+    prompt: str | tuple[int, ...] = ""
+    sampling: Sampling = Sampling()
+    n: int = 1
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    logprobs: bool = False
+    top_logprobs: int = 0
+    tools: Json | None = None
+    tool_choice: Json | None = None
+    parallel_tool_calls: bool = True
+    response_format: Json | None = None
+    chat_template_kwargs: Json | None = None
+    extra: Json | None = None
+    """Parameters that we do not know, for a remote model: forwarded and keyed, never dropped."""
+
+
+# --------------------------------------------------------------------------- what is answered
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """`top` holds the most likely alternatives, best first. `logprob` is a natural logarithm."""
+
+    token: str
+    token_bytes: bytes
+    logprob: float
+    top: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one answer. `cached_tokens`: prompt tokens whose KV came from the prefix tree.
+    `computed_tokens`: what was really computed for this request (0 on a cache hit)."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+    computed_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    id: str
+    created: int
+    model: str
+    origin: str
+    """exact | semantic | joined | small | large | an upstream's name"""
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What was added to choice `index`. For kind "tool", `payload` is the canonical JSON of an
+    OpenAI tool-call delta. `token_ids` are the model's own, empty where it does not tell."""
+
+    index: int
+    kind: Literal["text", "tool", "reasoning"]
+    payload: str
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    index: int
+    reason: FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    usage: Usage
+
+
+Event: TypeAlias = Start | Delta | Finish | End
+Answer: TypeAlias = AsyncGenerator[Event, None]
+
+
+# --------------------------------------------------------------------------- who asks, what happened
+
+
+@dataclass(frozen=True, slots=True)
+class Directives:
+    """The request's Cache-Control (RFC 9111)."""
+
+    no_store: bool = False
+    no_cache: bool = False
+    only_if_cached: bool = False
+    max_age_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CacheStatus:
+    """One member of the Cache-Status response header (RFC 9211)."""
+
+    layer: Literal["exact", "semantic"]
+    hit: bool = False
+    forward: str = ""
+    """Why the request went on: miss | bypass | stale | request (the caller's Cache-Control)."""
+    collapsed: bool = False
+    ttl_s: float | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """Text that may be close to the answer: a near-miss of the cache, a rejected small answer."""
+
+    text: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Why a layer did what it did, for people: shown in /admin and on the dashboard."""
+
+    layer: str
+    choice: str
+    reason: str
+
+
+@dataclass(slots=True)
+class Trail:
+    """Who asks, until when, and what happened on the way. Owned by one request, never shared:
+    a layer that starts work for several requests (cache/join.py) gives that work its own."""
+
+    id: str
+    tenant: str = "default"
+    share: float = 1.0
+    """Weight among tenants that compete for the engine."""
+    deadline: float | None = None
+    """In `time.monotonic()` seconds."""
+    directives: Directives = Directives()
+    drafts: list[Draft] = field(default_factory=list)
+    spans_ms: dict[str, float] = field(default_factory=dict)
+    cache: list[CacheStatus] = field(default_factory=list)
+    age_s: float | None = None
+    decisions: list[Decision] = field(default_factory=list)
+
+    def remaining_s(self) -> float | None:
+        """Seconds until the deadline, never below 0; None without one."""
+        if self.deadline is None:
+            return None
+        return max(0.0, self.deadline - time.monotonic())
+
+    def span(self, name: str, started: float) -> None:
+        """Book the time since `started` (`time.perf_counter()` seconds) under `name`."""
+        self.spans_ms[name] = (time.perf_counter() - started) * 1e3
+
+
+class Answerer(Protocol):
+    """An async generator function or an object that is called like one."""
+
+    def __call__(self, call: Call, trail: Trail) -> Answer: ...
+
+
+# --------------------------------------------------------------------------- when it cannot answer
+
+
+class AnswerError(Exception):
+    """Why a call was not answered, worded for the caller, with the remedy.
+
+    AnswerError
+    ├── BadCall            400  the caller can mend it
+    ├── Denied             403  the tenant's policy forbids it
+    ├── UnknownModel       404
+    ├── DeadlineExceeded   408
+    ├── TooMany            429  this tenant's own limit; `retry_after_s`
+    ├── Failed             500  we broke; the request may be tried again
+    ├── UpstreamFailed     502  a remote model broke
+    ├── Overloaded         503  everybody's limit; `retry_after_s`
+    └── NotCached          504  only-if-cached, and it is not
+    """
+
+    status = 500
+    kind = "server_error"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.code = code
+        self.retry_after_s = retry_after_s
+
+
+class BadCall(AnswerError):
+    status = 400
+    kind = "invalid_request_error"
+
+
+class Denied(AnswerError):
+    status = 403
+    kind = "permission_error"
+
+
+class UnknownModel(AnswerError):
+    status = 404
+    kind = "invalid_request_error"
+
+
+class DeadlineExceeded(AnswerError):
+    status = 408
+    kind = "timeout_error"
+
+
+class TooMany(AnswerError):
+    status = 429
+    kind = "rate_limit_error"
+
+
+class Failed(AnswerError):
+    status = 500
+
+
+class UpstreamFailed(AnswerError):
+    status = 502
+
+
+class Overloaded(AnswerError):
+    status = 503
+    kind = "overloaded_error"
+
+
+class NotCached(AnswerError):
+    status = 504
+    kind = "not_cached_error"

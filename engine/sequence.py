@@ -1,0 +1,133 @@
+"""One sequence's state: what the scheduler plans with and the runner computes on.
+
+A sequence is one choice of one call. Prefill and decode are the same thing here (vLLM V1's idea):
+`known` tokens exist (prompt + generated), `computed` of them have their KV in `pages`, and a step
+computes a chunk of the rest. When a chunk reaches the last known token, the step also samples the
+next one. Preemption is therefore just `computed = 0` and no pages: the tokens stay.
+
+    tokens  [ prompt ........ | generated .. | free room ]
+              ^0               ^num_prompt   ^known
+              [ computed ......... ]
+
+This file holds integers and settings only; tensors live in pool.py, batch.py and runner.py.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from radix.lease import Lease
+
+Tokens = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """`engine.contract.Sampling` with the model's defaults filled in: nothing is None but the seed.
+
+    temperature 0 is greedy; top_k 0 and top_p 1 and min_p 0 are off. `seed` is this sequence's own
+    (choice i of a seeded call uses a seed derived from both): a draw depends only on the seed and
+    the token's position, so that batching, preemption and chunking cannot change it.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    seed: int = 0
+    logprobs: int = -1
+    """How many alternatives to report beside the sampled token's log-probability; -1: nothing."""
+
+
+class State(enum.Enum):
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """Owned by the engine thread. Compared and hashed by identity."""
+
+    id: int
+    namespace: str
+    """Tenant scope × model: the root of the prefix tree that this sequence may share."""
+    tenant: str
+    share: float
+    tokens: Tokens
+    num_prompt: int
+    max_known: int
+    """Prompt + at most this many generated tokens: where generation stops with "length"."""
+    params: SamplingParams
+    arrival: float
+    deadline: float | None = None
+    known: int = 0
+    computed: int = 0
+    cached: int = 0
+    """Prompt tokens whose KV came from the tree when it was first admitted (usage)."""
+    pages: list[int] = field(default_factory=list)
+    """Page i holds tokens [i·page_size, (i+1)·page_size): leased ones first, then its own."""
+    lease: Lease | None = None
+    state: State = State.WAITING
+
+    @property
+    def to_compute(self) -> int:
+        return self.known - self.computed
+
+    def append(self, token: int) -> None:
+        """Add a generated token; the buffer grows by doubling."""
+        if self.known == len(self.tokens):
+            grown = np.empty(max(16, 2 * self.known), dtype=np.int32)
+            grown[: self.known] = self.tokens
+            self.tokens = grown
+        self.tokens[self.known] = token
+        self.known += 1
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Compute tokens [sequence.computed, sequence.computed + length) in this step."""
+
+    sequence: Sequence
+    length: int
+
+    @property
+    def samples(self) -> bool:
+        """Whether the chunk reaches the last known token, so that the next one is drawn."""
+        return self.length == self.sequence.to_compute
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """What a step drew for one sequence. `top`: (token id, log-probability), best first.
+
+    Log-probabilities are the model's own (log-softmax of its logits, before temperature, penalties
+    and cuts), as vLLM's and OpenAI's are.
+    """
+
+    sequence: Sequence
+    token: int
+    logprob: float = 0.0
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class Runner(Protocol):
+    """Runs one model's steps. `launch` enqueues, `Pending.result` waits: on a GPU step N is
+    launched before step N−1 is read; on a CPU the work is done in `launch`."""
+
+    def launch(self, chunks: list[Chunk]) -> Pending: ...
+
+
+class Pending(Protocol):
+    def result(self) -> list[Sampled]:
+        """One entry per chunk that samples, in the order of the chunks."""
+        ...

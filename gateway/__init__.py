@@ -1,0 +1,1 @@
+"""The HTTP face: parses requests, names the layers, keeps the ledger. Start at assemble.py."""
