@@ -11,6 +11,8 @@ An answer is a sequence of events:
 
     Start  Delta*  (Finish per choice, mixed with Deltas)  End
 
+A stored answer sends its whole middle as one `Burst` instead; only renderers look inside it.
+
 `Start` is the commit point: before it a failure is raised as an `AnswerError` and becomes an HTTP
 status; after it, it can only become an error event inside the stream. An answer without `End` was
 cut: it is never stored and never counted as complete.
@@ -24,7 +26,7 @@ This module imports the standard library only: all five packages meet here.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Literal, NewType, Protocol, TypeAlias
 
@@ -140,6 +142,8 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Start:
+    """`id` is the asking request's `trail.id`; the wire adds its endpoint's prefix."""
+
     id: str
     created: int
     model: str
@@ -170,8 +174,27 @@ class End:
     usage: Usage
 
 
-Event: TypeAlias = Start | Delta | Finish | End
+@dataclass(frozen=True, slots=True)
+class Burst:
+    """All Deltas and Finishes of an answer that was there at once, as one event: Start Burst End.
+
+    An exact hit of 35 deltas costs 30 µs on its way through three layers event by event, 12 µs so,
+    and its rendering costs more than both. `memo` therefore lives as long as the stored answer: a
+    renderer keeps there, under its own name, the bytes that it made, and the next hit neither calls
+    `read` nor renders. What depends on the request (id, created) does not belong in it.
+    """
+
+    read: Callable[[], tuple[Delta | Finish, ...]]
+    memo: MutableMapping[str, bytes]
+
+
+Event: TypeAlias = Start | Delta | Finish | Burst | End
 Answer: TypeAlias = AsyncGenerator[Event, None]
+
+
+def unroll(event: Event) -> tuple[Start | Delta | Finish | End, ...]:
+    """The events that a Burst stands for; any other event alone."""
+    return event.read() if isinstance(event, Burst) else (event,)
 
 
 # --------------------------------------------------------------------------- who asks, what happened
@@ -229,6 +252,8 @@ class Trail:
     deadline: float | None = None
     """In `time.monotonic()` seconds."""
     directives: Directives = Directives()
+    tags: tuple[str, ...] = ()
+    """What a stored answer can be purged by, beside its tenant and model (Sluice-Tags)."""
     drafts: list[Draft] = field(default_factory=list)
     spans_ms: dict[str, float] = field(default_factory=dict)
     cache: list[CacheStatus] = field(default_factory=list)
