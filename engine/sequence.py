@@ -78,6 +78,14 @@ class Sequence:
     """Page i holds tokens [i·page_size, (i+1)·page_size): leased ones first, then its own."""
     lease: Lease | None = None
     state: State = State.WAITING
+    admitted: float | None = None
+    """When it first left the queue, on the engine's clock."""
+    overtaken: int = 0
+    """How many later arrivals were admitted before it."""
+    preempted: bool = False
+    """Whether it waits because its pages were taken away."""
+    spent: int = 0
+    """Tokens computed for it so far, again after each preemption."""
 
     @property
     def to_compute(self) -> int:

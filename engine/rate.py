@@ -1,0 +1,44 @@
+"""How often something happens, recent times counting more: for Retry-After and for metrics.
+
+An exponentially decayed count: one number and one date, whatever the rate.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+DECAY_S = 30.0
+
+
+class Rate:
+    """Events a second, over about the last half minute."""
+
+    def __init__(self, clock: Callable[[], float], decay_s: float = DECAY_S) -> None:
+        self._clock = clock
+        self._decay_s = decay_s
+        self._began = self._last = clock()
+        self._weight = 0.0
+
+    def count(self, events: float = 1.0) -> None:
+        """So many just happened."""
+        self._weight = self._decayed() + events
+
+    def per_s(self) -> float:
+        """Events a second; right from the start on, where the average covers less time."""
+        weight = self._decayed()
+        age = max(1.0, self._last - self._began)
+        return weight / (self._decay_s * (1.0 - math.exp(-age / self._decay_s)))
+
+    def seconds_for(self, events: float) -> float:
+        """How long so many will take, between 1 and 60 s; 5 when nothing is known."""
+        rate = self.per_s()
+        if rate * self._decay_s < 0.5:
+            return 5.0
+        return min(60.0, max(1.0, events / rate))
+
+    def _decayed(self) -> float:
+        now = self._clock()
+        self._weight *= math.exp((self._last - now) / self._decay_s)
+        self._last = now
+        return self._weight
