@@ -1,0 +1,74 @@
+"""What an answer costs on each model, in integer nano-USD, and what is expected before it is made.
+
+Money is integers: one dollar per million tokens is exactly 1,000 nano-USD a token, sums never drift,
+and the ledger's account closes to the last unit. Expectations are estimates and may be floats until
+they are rounded here.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from engine.contract import Call, Usage
+
+CHARS_PER_TOKEN = 4.0
+"""For models whose tokenizer we cannot ask. English prose has 4–5, code and digits 2–3."""
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """Nano-USD per token; `cached_nano` is for prompt tokens whose KV was already there."""
+
+    input_nano: int = 0
+    output_nano: int = 0
+    cached_nano: int = 0
+
+    @classmethod
+    def per_mtok(cls, price_in: float, price_out: float, price_cached: float | None = None) -> Price:
+        """From dollars per million tokens, as providers state prices and sluice.toml does."""
+        cached = price_in if price_cached is None else price_cached
+        return cls(round(price_in * 1000), round(price_out * 1000), round(cached * 1000))
+
+    def of(self, prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0) -> int:
+        """Nano-USD of one answer."""
+        fresh = prompt_tokens - cached_tokens
+        return (
+            fresh * self.input_nano
+            + cached_tokens * self.cached_nano
+            + completion_tokens * self.output_nano
+        )
+
+    def of_usage(self, usage: Usage) -> int:
+        return self.of(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens)
+
+
+@dataclass(slots=True)
+class ExpectedLength:
+    """How long a model's answers are: a running mean, in tokens, owned by the cascade.
+
+    An exponential mean over the last ~50 answers; a lookup and a multiply, no history."""
+
+    start_tokens: float = 200.0
+    weight: float = 0.02
+    _means: dict[str, float] = field(default_factory=dict)
+
+    def expect(self, model: str, call: Call) -> int:
+        mean = self._means.get(model, self.start_tokens)
+        return math.ceil(mean if call.max_tokens is None else min(mean, call.max_tokens))
+
+    def learn(self, model: str, completion_tokens: int) -> None:
+        mean = self._means.get(model, self.start_tokens)
+        self._means[model] = mean + self.weight * (completion_tokens - mean)
+
+
+def estimate_prompt_tokens(call: Call) -> int:
+    """From the characters; exact where the prompt came as token ids."""
+    if call.kind == "text" and not isinstance(call.prompt, str):
+        return len(call.prompt)
+    chars = len(call.prompt) if call.kind == "text" else 0
+    for message in call.messages:
+        chars += 16 + sum(len(part.body) for part in message.parts)
+        chars += sum(len(tool.name) + len(tool.arguments) for tool in message.tool_calls)
+    chars += len(call.tools or "") + len(call.response_format or "")
+    return math.ceil(chars / CHARS_PER_TOKEN)
