@@ -91,6 +91,13 @@ class Lease:
         path = self.node.path()
         return np.concatenate([node.pages for node in path]) if path else NO_PAGES
 
+    def covers(self, namespace: Hashable, pages: Pages) -> bool:
+        """True if `pages` go on from the leased ones (spot-checked at the last of them)."""
+        node = self.node
+        if self.released or self.namespace != namespace or len(pages) < node.end:
+            return False
+        return node.is_root or bool(node.pages[-1] == pages[node.end - 1])
+
     def release(self) -> None:
         """Unpin the path; its pages stay cached and may now be evicted."""
         assert not self.released, "this lease was released before"

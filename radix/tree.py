@@ -72,6 +72,7 @@ class RadixTree:
         self.pages = pages
         self.page_size = page_size
         self.max_edge_pages = max_edge_pages
+        self._page_bytes = page_size * TOKEN_BYTES
         self.roots: dict[Hashable, Node] = {}
         self.leases: set[Lease] = set()
         self.pins = Pins()
@@ -158,7 +159,7 @@ class RadixTree:
         assert len(pages) * self.page_size <= len(tokens), "a page is partly filled"
         base = lease.node if lease is not None else self._root(namespace)
         known = base.end
-        assert lease is None or _extends(lease, namespace, pages), "the lease is for other pages"
+        assert lease is None or lease.covers(namespace, pages), "the lease is for other pages"
         path = [base]
         data = self._to_bytes(tokens, known, len(pages))
         held = known + descend(path, data, self._page_bytes)
@@ -209,10 +210,6 @@ class RadixTree:
         return sum(map(len, gone))
 
     # -- inside ------------------------------------------------------------------------------
-
-    @property
-    def _page_bytes(self) -> int:
-        return self.page_size * TOKEN_BYTES
 
     def _find(self, namespace: Hashable, tokens: Tokens) -> tuple[list[Node], int]:
         """(the nodes from the root down that hold the prompt's beginning, pages held)."""
@@ -315,10 +312,11 @@ class RadixTree:
         del parent.children[leaf.key[: self._page_bytes]]
         self.num_nodes -= 1
         inherit(parent, leaf)
-        if parent.is_root:
-            self._forget_if_empty(parent)
-        elif not parent.children and not parent.pins:
-            self.queue.link_cold(parent)
+        if not parent.children and not parent.pins:
+            if parent.is_root:
+                del self.roots[parent.namespace]
+            else:
+                self.queue.link_cold(parent)
         return leaf.pages
 
     def _prune(self, top: Node, gone: list[Pages]) -> None:
@@ -348,11 +346,3 @@ def _merge(pages: Pages, held: Pages, known: int) -> tuple[Pages, Pages]:
     canonical = pages.copy()
     canonical[known : known + len(held)] = held
     return canonical, given[given != held]
-
-
-def _extends(lease: Lease, namespace: Hashable, pages: Pages) -> bool:
-    """True if the lease can move along these pages (spot-checked at the last leased one)."""
-    node = lease.node
-    if lease.released or lease.namespace != namespace or len(pages) < node.end:
-        return False
-    return node.is_root or bool(node.pages[-1] == pages[node.end - 1])
