@@ -1,0 +1,1 @@
+"""The arithmetic between the matrix products, one mechanism a file."""
