@@ -1,0 +1,1 @@
+"""Where recordings are kept: one protocol (base.py), one file per kind of store."""

@@ -1,0 +1,180 @@
+"""Recordings in this process, bounded in bytes, the least valuable leaving first.
+
+Problem. Answers differ by four orders of magnitude in what they cost to make again and in what they
+occupy: a 20,000-token document summed up in a line against a line blown up into 4,000 tokens with
+logprobs. LRU counts neither, and one crawler that asks ten thousand questions once empties it.
+
+Choice. GreedyDual-Size-Frequency (Cherkasova, "Improving WWW Proxies Performance with
+GreedyDual-Size-Frequency Caching Policy", HP Labs 1998, after Cao and Irani's GreedyDual-Size,
+1997): an entry's priority is
+
+    age + uses × cost / bytes
+
+with `age` the priority of what was last evicted. New arrivals and hits are placed on top of a
+rising floor, so whatever is not asked for sinks relative to them and leaves in the end, however
+often it was used in its day. `uses` counts up to MAX_USES: unbounded, yesterday's most popular
+answer would take days to sink (bench/eviction.py shows both).
+
+    heap of (priority when pushed, …, entry)      priorities only rise, so a slot is a lower bound:
+    hit      raise the entry's priority, O(1)     a hit leaves the heap alone, and an eviction puts
+    evict    pop; risen since? push again         back what has risen since, O(log n) each
+
+Rejected: LRU, LFU (no ageing), sampling like Redis's (as good, but its tests are statistical),
+W-TinyLFU (admission by frequency, blind to cost and size).
+
+Price: one heap slot per entry and per rise seen at eviction; expired entries that nobody asks for
+stay until they sink.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import time
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+from cache.replay import Recording
+from cache.store.base import Clock, StoreStats, Which
+
+MAX_USES: Final = 64
+_PURGE_SLICE: Final = 2_000
+"""Entries looked at by a purge before it lets other requests run (about 1 ms)."""
+
+
+@dataclass(slots=True, eq=False)
+class _Entry:
+    key: bytes
+    recording: Recording
+    priority: float
+    held_bytes: int
+    uses: int = 1
+
+
+class MemoryStore:
+    """See the head of this file. Everything but a long purge is done without waiting."""
+
+    def __init__(
+        self, max_bytes: int, *, clock: Clock = time.time, max_uses: int = MAX_USES
+    ) -> None:
+        self._max_bytes = max_bytes
+        self._clock = clock
+        self._max_uses = max_uses
+        self._entries: dict[bytes, _Entry] = {}
+        self._heap: list[tuple[float, int, _Entry]] = []
+        self._pushed = 0
+        self._age = 0.0
+        self._held_bytes = 0
+        self._hits = self._misses = self._evicted = self._expired = self._dropped = 0
+
+    async def open(self) -> None:
+        pass
+
+    async def close(self) -> None:
+        pass
+
+    async def flush(self) -> None:
+        pass
+
+    async def get(self, key: bytes) -> Recording | None:
+        return self.look_up(key)
+
+    def look_up(self, key: bytes) -> Recording | None:
+        """`get` for callers that must not wait (the tier above another store)."""
+        entry = self._entries.get(key)
+        if entry is None:
+            self._misses += 1
+            return None
+        if entry.recording.expires_at <= self._clock():
+            self._remove(entry)
+            self._expired += 1
+            self._misses += 1
+            return None
+        entry.uses = min(entry.uses + 1, self._max_uses)
+        entry.priority = self._priority(entry.recording, entry.held_bytes, entry.uses)
+        self._hits += 1
+        return entry.recording
+
+    async def put(self, key: bytes, recording: Recording) -> None:
+        old = self._entries.get(key)
+        if old is not None:
+            self._remove(old)
+        size = recording.held_bytes
+        if size > self._max_bytes:
+            self._dropped += 1
+            return
+        uses = 1 if old is None else old.uses
+        entry = _Entry(key, recording, self._priority(recording, size, uses), size, uses)
+        self._entries[key] = entry
+        self._held_bytes += size
+        self._push(entry)
+        recording.memo.grew = partial(self._weigh_again, entry)
+        self._make_room()
+
+    async def purge(self, which: Which) -> int:
+        if which.key is not None:
+            return self._purge_among([which.key], which)
+        purged = 0
+        keys = list(self._entries)
+        for first in range(0, len(keys), _PURGE_SLICE):
+            purged += self._purge_among(keys[first : first + _PURGE_SLICE], which)
+            await asyncio.sleep(0)
+        return purged
+
+    async def stats(self) -> StoreStats:
+        return StoreStats(
+            entries=len(self._entries),
+            held_bytes=self._held_bytes,
+            max_bytes=self._max_bytes,
+            hits=self._hits,
+            misses=self._misses,
+            evicted=self._evicted,
+            expired=self._expired,
+            dropped=self._dropped,
+        )
+
+    def _purge_among(self, keys: list[bytes], which: Which) -> int:
+        found = [self._entries[key] for key in keys if key in self._entries]
+        matching = [entry for entry in found if which.matches(entry.key, entry.recording)]
+        for entry in matching:
+            self._remove(entry)
+        return len(matching)
+
+    def _priority(self, recording: Recording, held_bytes: int, uses: int) -> float:
+        return self._age + uses * max(1.0, recording.cost_tokens) / held_bytes
+
+    def _weigh_again(self, entry: _Entry) -> None:
+        """A renderer kept a fragment: the entry is larger now, and others may have to leave."""
+        self._held_bytes -= entry.held_bytes
+        entry.held_bytes = entry.recording.held_bytes
+        self._held_bytes += entry.held_bytes
+        self._make_room()
+
+    def _make_room(self) -> None:
+        while self._held_bytes > self._max_bytes:
+            priority, _, entry = heapq.heappop(self._heap)
+            if self._entries.get(entry.key) is not entry:
+                continue
+            if entry.priority > priority:
+                self._push(entry)
+                continue
+            self._age = priority
+            self._remove(entry)
+            self._evicted += 1
+
+    def _push(self, entry: _Entry) -> None:
+        self._pushed += 1
+        heapq.heappush(self._heap, (entry.priority, self._pushed, entry))
+        if len(self._heap) > 2 * len(self._entries) + 64:
+            self._sweep_heap()
+
+    def _sweep_heap(self) -> None:
+        """Drop the slots of entries that expired, were purged or replaced."""
+        self._heap = [slot for slot in self._heap if self._entries.get(slot[2].key) is slot[2]]
+        heapq.heapify(self._heap)
+
+    def _remove(self, entry: _Entry) -> None:
+        del self._entries[entry.key]
+        self._held_bytes -= entry.held_bytes
+        entry.recording.memo.grew = None
