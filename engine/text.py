@@ -35,7 +35,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,21 +79,36 @@ class Text:
         source = find_template(directory, config)
         names = _named_tokens(directory, config)
         template = None if source is None else ChatTemplate(source, names)
-        return cls(Tokenizer.from_file(str(file)), template)
+        try:
+            tokenizer = Tokenizer.from_file(str(file))
+        except Exception as error:  # the library raises nothing narrower
+            raise BadTokenizer(f"{file}: {error}; download it again") from error
+        return cls(tokenizer, template)
 
     def encode(self, call: Call) -> Tokens:
-        """The call's prompt as token ids, int32 [num_prompt]."""
-        if call.kind == "chat":
-            return np.array(self._chat(call), dtype=np.int32)
-        if not isinstance(call.prompt, str):
-            return np.array(call.prompt, dtype=np.int32)
-        # A raw prompt is the caller's own template: special names in it are tokens.
-        return np.array(self._tokenizer.encode(call.prompt).ids, dtype=np.int32)
+        """The call's prompt as token ids, int32 [num_prompt]. Raises BadCall."""
+        try:
+            return np.array(self._ids(call), dtype=np.int32)
+        except (TypeError, UnicodeEncodeError) as error:
+            raise BadCall(
+                "The text is not valid Unicode (it holds one half of a surrogate pair, such as "
+                "\\ud800); send whole characters.",
+                param="messages" if call.kind == "chat" else "prompt",
+            ) from error
 
     def id_of(self, token: str) -> int | None:
         """The id of a token's name, such as "</s>"."""
         found = self._tokenizer.token_to_id(token)
         return None if found is None else int(found)
+
+    def _ids(self, call: Call) -> Iterable[int]:
+        if call.kind == "chat":
+            return self._chat(call)
+        if not isinstance(call.prompt, str):
+            return call.prompt
+        # A raw prompt is the caller's own template: special names in it are tokens.
+        ids: list[int] = self._tokenizer.encode(call.prompt).ids
+        return ids
 
     def _chat(self, call: Call) -> list[int]:
         if self._template is None:

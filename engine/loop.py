@@ -1,0 +1,306 @@
+"""The engine thread: schedule → run → deliver, for every model, until it is stopped.
+
+    inbox ──▶ receive ─▶ expire ─▶ each lane:  plan ─▶ launch ─▶ result ─▶ append ──▶ outbox
+    (any thread)                                                                (event loops)
+
+One thread owns all state behind the inbox, so nothing in scheduler, tree or sequences is locked.
+Submissions and cancellations wait in the inbox until a step ends; what a step produced leaves in
+one wake-up of the event loop. Idle, the thread sleeps on a condition.
+
+Whatever goes wrong stays small. A step that raises fails the requests in it: their pages are freed
+and not published, since nobody knows what they hold. A text that raises fails its request. If the
+thread itself dies, it fails everyone on its way out, and later submissions at once: nobody waits
+for a dead thread.
+
+Steps run one after another: `launch` and `result` are two calls so that a GPU runner can be asked
+for step N before step N−1 is read. What must change for that is the freeing of pages (space.py) and
+`append`, which would lag one step behind.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from engine.contract import AnswerError, DeadlineExceeded, End, Failed, Finish, FinishReason
+from engine.lane import Lane, LaneStats, Tally
+from engine.mailbox import Item, Outbox
+from engine.request import Choice, Request
+from engine.sequence import Chunk, Sampled, Sequence
+from engine.stream import token_logprob
+
+STATS_EVERY_S = 0.1
+STALL_S = 0.005
+
+Report = Callable[[str, BaseException], None]
+
+
+def log_error(message: str, error: BaseException) -> None:
+    """The default report: the standard library's log, with the traceback."""
+    logging.getLogger("sluice.engine").error(message, exc_info=error)
+
+
+@dataclass(frozen=True, slots=True)
+class _Submit:
+    request: Request
+
+
+@dataclass(frozen=True, slots=True)
+class _Cancel:
+    request: Request
+
+
+class Loop:
+    """Runs the lanes. `submit`, `cancel`, `stop` and `stats` may be called from any thread."""
+
+    def __init__(
+        self, lanes: Mapping[str, Lane], clock: Callable[[], float], report: Report = log_error
+    ) -> None:
+        self._lanes = list(lanes.values())
+        self._clock = clock
+        self._report = report
+        self._wake = threading.Condition()
+        self._inbox: list[_Submit | _Cancel] = []
+        self._stopping = False
+        self._ended = False
+        self._outbox = Outbox()
+        self._live: set[Request] = set()
+        self._choices: dict[Sequence, Choice] = {}
+        self._deadlines: list[tuple[float, int, Request]] = []
+        self._order = itertools.count()
+        self._tallies = {lane.name: Tally(lane, clock) for lane in self._lanes}
+        self._stats = {name: tally.stats() for name, tally in self._tallies.items()}
+        self._stats_at = clock()
+        self._stalled = False
+
+    # -- any thread --------------------------------------------------------------------------
+
+    def submit(self, request: Request) -> None:
+        """Queue a request; its answer, or why there is none, comes to its mailbox."""
+        with self._wake:
+            if self._ended or self._stopping:
+                raise _stopped()
+            self._inbox.append(_Submit(request))
+            self._wake.notify()
+
+    def cancel(self, request: Request) -> None:
+        """Give up a request: its pages are free within one step. Harmless when it is done."""
+        if request.done:
+            return
+        with self._wake:
+            self._inbox.append(_Cancel(request))
+            self._wake.notify()
+
+    def stop(self) -> None:
+        """Fail what still runs, and end."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+
+    @property
+    def num_live(self) -> int:
+        """Requests that are queued or running, about."""
+        return len(self._live) + len(self._inbox)
+
+    def stats(self) -> dict[str, LaneStats]:
+        """Figures by model, at most a step and a tenth of a second old."""
+        return dict(self._stats)
+
+    # -- the engine thread -------------------------------------------------------------------
+
+    def run(self) -> None:
+        """The thread's body."""
+        try:
+            while self._receive():
+                self._expire()
+                self._stalled = True
+                for lane in self._lanes:
+                    if lane.scheduler.has_work:
+                        self._step(lane)
+                self._note_stats()
+            for request in list(self._live):
+                self._drop(request)
+                self._close(request, _stopped())
+        finally:
+            self._end()
+
+    def _step(self, lane: Lane) -> None:
+        chunks: list[Chunk] = []
+        try:
+            chunks = lane.scheduler.plan()
+            if not chunks:
+                return
+            sampled = lane.runner.launch(chunks).result()
+            lane.scheduler.advance(chunks)
+        except Exception as error:  # noqa: BLE001 — a broken step must not end the engine
+            self._fail_step(lane, chunks, error)
+        else:
+            self._stalled = False
+            self._tallies[lane.name].step(chunks, len(sampled))
+            for drawn in sampled:
+                self._append(drawn)
+        self._flush()
+
+    def _append(self, drawn: Sampled) -> None:
+        choice = self._choices.get(drawn.sequence)
+        if choice is None:  # a sibling failed in this step
+            return
+        try:
+            self._extend(choice, drawn)
+        except Exception as error:  # noqa: BLE001 — nor must one request's text
+            self._fail([choice.request], "reading an answer's text", error)
+
+    def _extend(self, choice: Choice, drawn: Sampled) -> None:
+        """Add one token to a choice, send what it completes, and see whether it ends."""
+        request, sequence = choice.request, choice.sequence
+        if request.first_token is None:
+            request.first_token = self._clock()
+        sequence.append(drawn.token)
+        if drawn.token in request.lane.stop_ids:
+            return self._finish(choice, "stop")
+        logprob = None
+        if sequence.params.logprobs >= 0:
+            pieces = request.lane.text.pieces
+            logprob = token_logprob(pieces, drawn.token, drawn.logprob, drawn.top)
+        delta = choice.stream.add(drawn.token, logprob)
+        if delta is not None:
+            self._outbox.add(request.mailbox, delta)
+        if choice.stream.stopped:
+            return self._finish(choice, "stop")
+        if sequence.known >= sequence.max_known:
+            return self._finish(choice, "length")
+        return None
+
+    def _finish(self, choice: Choice, reason: FinishReason) -> None:
+        request = choice.request
+        delta = choice.stream.finish()
+        if delta is not None:
+            self._outbox.add(request.mailbox, delta)
+        if choice.stream.stopped:  # the last bytes completed a stop string
+            reason = "stop"
+        request.lane.scheduler.finish(choice.sequence)
+        del self._choices[choice.sequence]
+        self._outbox.add(request.mailbox, Finish(choice.index, reason))
+        request.num_open -= 1
+        if request.num_open == 0:
+            usage = request.usage()
+            self._tallies[request.lane.name].cached(usage.cached_tokens)
+            self._close(request, End(usage))
+
+    # -- coming and going --------------------------------------------------------------------
+
+    def _receive(self) -> bool:
+        """Take the inbox; sleep while there is nothing to do. False: the engine ends."""
+        with self._wake:
+            while not self._inbox and not self._stopping and not self._has_work():
+                self._wake.wait()
+            if self._stalled and not self._inbox and not self._stopping:
+                self._wake.wait(STALL_S)  # all wait for pages that nobody frees: a deadline may
+            inbox, self._inbox = self._inbox, []
+        for message in inbox:
+            if isinstance(message, _Submit):
+                self._accept(message.request)
+            elif message.request in self._live:
+                self._drop(message.request)
+        self._flush()
+        return not self._stopping
+
+    def _accept(self, request: Request) -> None:
+        if request.deadline is not None and request.deadline <= self._clock():
+            return self._close(request, _too_late(request))
+        try:
+            request.lane.scheduler.submit(request.sequences)
+        except AnswerError as error:
+            return self._close(request, error)
+        except Exception as error:  # noqa: BLE001 — as in a step
+            return self._fail([request], "queueing", error)
+        self._live.add(request)
+        self._choices.update({choice.sequence: choice for choice in request.choices})
+        if request.deadline is not None:
+            self._watch(request, request.deadline)
+        return None
+
+    def _watch(self, request: Request, deadline: float) -> None:
+        if len(self._deadlines) > 64 + 2 * len(self._live):  # most of them are done: forget those
+            self._deadlines = [entry for entry in self._deadlines if entry[2] in self._live]
+            heapq.heapify(self._deadlines)
+        heapq.heappush(self._deadlines, (deadline, next(self._order), request))
+
+    def _expire(self) -> None:
+        """End what has run out of time."""
+        while self._deadlines and self._deadlines[0][0] <= self._clock():
+            request = heapq.heappop(self._deadlines)[2]
+            if request in self._live:
+                self._drop(request)
+                self._close(request, _too_late(request))
+
+    def _drop(self, request: Request, *, publish: bool = True) -> None:
+        """Free everything that a request holds."""
+        for sequence in request.sequences:
+            if self._choices.pop(sequence, None) is not None:
+                request.lane.scheduler.drop(sequence, publish=publish)
+        self._live.discard(request)
+        request.done = True
+
+    def _fail_step(self, lane: Lane, chunks: list[Chunk], error: Exception) -> None:
+        sequences = [chunk.sequence for chunk in chunks] or lane.scheduler.running
+        requests = {self._choices[s].request for s in sequences}
+        self._fail(requests, f"a step of {lane.name}", error)
+
+    def _fail(self, requests: Iterable[Request], doing: str, error: Exception) -> None:
+        requests = list(requests)
+        ids = ", ".join(sorted(request.id for request in requests))
+        self._report(f"{doing} failed for requests {ids}", error)
+        for request in requests:
+            self._drop(request, publish=False)
+            failed = Failed(
+                f"The engine failed ({type(error).__name__}) in {doing}, for requests {ids}. It "
+                "goes on; try again."
+            )
+            self._close(request, failed)
+
+    def _close(self, request: Request, last: Item) -> None:
+        """Send the last that a request will get."""
+        self._outbox.add(request.mailbox, last)
+        self._live.discard(request)
+        request.done = True
+
+    def _flush(self) -> None:
+        closed = self._outbox.flush()
+        if closed:
+            for request in [r for r in self._live if r.mailbox.loop in closed]:
+                self._drop(request)
+
+    def _has_work(self) -> bool:
+        return any(lane.scheduler.has_work for lane in self._lanes)
+
+    def _note_stats(self) -> None:
+        now = self._clock()
+        if now - self._stats_at >= STATS_EVERY_S or not self._has_work():
+            self._stats = {name: tally.stats() for name, tally in self._tallies.items()}
+            self._stats_at = now
+
+    def _end(self) -> None:
+        """Leave nobody waiting."""
+        with self._wake:
+            self._ended = True
+            inbox, self._inbox = self._inbox, []
+        # No page is given back here: if the thread dies, its books may be what killed it.
+        for request in [m.request for m in inbox if isinstance(m, _Submit)] + list(self._live):
+            self._close(request, _stopped())
+        self._outbox.flush()
+
+
+def _stopped() -> Failed:
+    return Failed("The engine has stopped; try again when it is back.")
+
+
+def _too_late(request: Request) -> DeadlineExceeded:
+    return DeadlineExceeded(
+        f"The deadline passed before request {request.id} was answered; allow it more time, or ask "
+        "for fewer tokens."
+    )
