@@ -1,0 +1,1 @@
+"""Which model is asked first: one route a file."""

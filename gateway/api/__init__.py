@@ -1,0 +1,1 @@
+"""One file per public surface, and the life of a request at the edge (endpoint.py)."""

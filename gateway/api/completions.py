@@ -1,0 +1,27 @@
+"""POST /v1/completions."""
+
+from __future__ import annotations
+
+from gateway.api.endpoint import Asked, Parse
+from gateway.wire.completions import calls_of, new_decoder
+from gateway.wire.completions_answer import CompletionSurface
+
+PATH = "/v1/completions"
+
+
+def new_parser() -> Parse:
+    """Bytes → what is asked."""
+    decoder = new_decoder()
+
+    def parse(body: bytes) -> Asked:
+        request, extra = decoder.decode(body)
+        options = request.stream_options
+        return Asked(
+            calls=calls_of(request, extra),
+            surface=CompletionSurface(),
+            stream=bool(request.stream),
+            include_usage=bool(options and options.include_usage),
+            user=request.user,
+        )
+
+    return parse

@@ -1,0 +1,242 @@
+"""The life of one request at the edge, for every endpoint that answers with a model.
+
+    authenticate → read the body → parse → resolve → answer → respond → log
+
+A plain ASGI application and not a FastAPI route: on the hot path FastAPI's routing, dependency
+solving and response classes cost more than everything else here together (bench/gateway.py prints
+both). FastAPI serves the cold paths and the documentation (gateway/app.py).
+
+Whatever goes wrong ends in one place (`__call__`), as an OpenAI-shaped error with a status or, once
+the stream has begun, as its last event. A caller who hangs up is noticed while we wait, for whole
+answers and streams alike, and closing the answer carries that inwards to the engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, replace
+from typing import Any
+
+from engine.contract import Answer, Answerer, AnswerError, Call, End, Failed, Start, Trail
+from gateway.api.body import check_length, read_body
+from gateway.api.drive import drive
+from gateway.api.exchange import Exchange, Ids
+from gateway.api.fanout import answer_all
+from gateway.api.watch import Heartbeat, Watch
+from gateway.asgi import Receive, Scope, Send
+from gateway.catalog import Catalog, scope_of
+from gateway.drain import Drain
+from gateway.errors import our_mistake
+from gateway.observe.ledger import Ledger, refusal
+from gateway.observe.logs import Log
+from gateway.settings import Server, Tenant
+from gateway.tenants.keys import Keys
+from gateway.tenants.limits import Limits
+from gateway.wire.collect import collect
+from gateway.wire.headers import directives_of, server_timing, tags_of
+from gateway.wire.render import DONE, ChunkWriter, Look, Surface, whole
+
+LAST_WORDS_S = 5.0
+"""How long a caller who does not read may hold up the news that its request has failed."""
+FLUSH_BYTES = 64 * 1024
+"""A burst larger than this is sent in pieces, so that a slow reader costs no more than that."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A parsed request. `calls` are not yet resolved; there are several only for text prompts."""
+
+    calls: tuple[Call, ...]
+    surface: Surface
+    stream: bool
+    include_usage: bool
+    user: str | None
+
+
+Parse = Callable[[bytes], Asked]
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """What every endpoint shares. Built once by gateway/assemble.py."""
+
+    server: Server
+    keys: Keys
+    limits: Limits
+    catalog: Catalog
+    answerer: Answerer
+    ledger: Ledger
+    drain: Drain
+    ids: Ids
+    log: Log
+
+
+class Endpoint:
+    """POST on one path."""
+
+    def __init__(self, edge: Edge, parse: Parse) -> None:
+        self._edge = edge
+        self._parse = parse
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        edge = self._edge
+        watch = Watch(receive, asyncio.get_running_loop())
+        exchange = Exchange(scope, receive, send, edge.ids.new(), watch)
+        try:
+            edge.drain.enter(watch)
+            await self._serve(exchange)
+        except AnswerError as error:
+            await self._fail(exchange, error)
+        except asyncio.CancelledError:
+            reason = watch.absorb()
+            if reason is None:
+                raise
+            await self._fail(exchange, reason)
+        except Exception:
+            edge.log.error("request broke", id=exchange.id, exc_info=True)
+            await self._fail(exchange, our_mistake(exchange.id))
+        finally:
+            watch.stop()
+            edge.drain.leave(watch)
+            _log(edge.log, exchange)
+
+    async def _serve(self, exchange: Exchange) -> None:
+        """The whole way of a request that goes well."""
+        edge, given = self._edge, exchange.given
+        tenant = edge.keys.tenant(given.get(b"authorization"))
+        exchange.tenant = tenant.name
+        check_length(given.get(b"content-length"), edge.server.max_body_bytes)
+        body = await drive(
+            read_body(exchange.receive, edge.server.max_body_bytes),
+            lambda: exchange.watch.arm_for_body(edge.server.body_timeout_s),
+        )
+        asked = self._parse(body)
+        trail = self._trail(exchange, tenant)
+        calls = self._resolve(exchange, asked, tenant, trail)
+        look = Look(
+            calls[0].fingerprint,
+            sum(call.n for call in calls),
+            calls[0].logprobs,
+            asked.include_usage,
+        )
+        exchange.booked = True
+        answer = answer_all(edge.answerer, calls, trail)
+        if asked.stream:
+            await self._stream(exchange, answer, ChunkWriter(asked.surface, look), trail)
+        else:
+            await self._whole(exchange, answer, asked.surface, look, trail)
+
+    def _trail(self, exchange: Exchange, tenant: Tenant) -> Trail:
+        given = exchange.given
+        trail = Trail(
+            id=exchange.id,
+            tenant=tenant.name,
+            share=tenant.share,
+            deadline=time.monotonic() + self._edge.server.request_timeout_s,
+            directives=directives_of(given.get(b"cache-control")),
+            tags=tags_of(given.get(b"sluice-tags")),
+        )
+        exchange.trail = trail
+        return trail
+
+    def _resolve(
+        self, exchange: Exchange, asked: Asked, tenant: Tenant, trail: Trail
+    ) -> tuple[Call, ...]:
+        """Scope, model and clamps. Who keeps users apart and does not name one shares nothing."""
+        scope = scope_of(tenant, asked.user)
+        if scope is None:
+            scope = f"alone:{exchange.id}"
+            trail.directives = replace(trail.directives, no_store=True)
+        raw = exchange.given.get(b"sluice-route")
+        route = raw.decode("latin-1") if raw else None
+        catalog = self._edge.catalog
+        return tuple([catalog.resolve(call, tenant, scope, route) for call in asked.calls])
+
+    async def _whole(
+        self, exchange: Exchange, answer: Answer, surface: Surface, look: Look, trail: Trail
+    ) -> None:
+        deadline, watch = trail.deadline, exchange.watch
+        assert deadline is not None
+        collected = await drive(collect(answer), lambda: watch.arm(deadline))
+        exchange.start, exchange.usage = collected.start, collected.usage
+        exchange.limits = self._edge.limits.headers(trail.tenant)
+        await exchange.send_whole(whole(surface, collected, look))
+
+    async def _stream(
+        self, exchange: Exchange, answer: Answer, writer: ChunkWriter, trail: Trail
+    ) -> None:
+        exchange.streaming = True
+        heartbeat = Heartbeat(self._edge.server.heartbeat_s, exchange.beat)
+
+        def before_wait() -> Coroutine[Any, Any, None] | None:
+            assert trail.deadline is not None
+            exchange.watch.arm(trail.deadline)
+            heartbeat.arm()
+            if not exchange.has_pending:
+                return None
+            heartbeat.wrote()
+            return exchange.flush()
+
+        try:
+            await drive(self._pump(exchange, answer, writer, trail), before_wait)
+        finally:
+            heartbeat.stop()
+        exchange.put(b": Server-Timing: " + server_timing(trail.spans_ms) + b"\n\n" + DONE)
+        await exchange.flush(last=True)
+
+    async def _pump(
+        self, exchange: Exchange, answer: Answer, writer: ChunkWriter, trail: Trail
+    ) -> None:
+        """Events to bytes. Sending happens whenever the answer makes us wait (drive.py)."""
+        size = 0
+        try:
+            async for event in answer:
+                kind = event.__class__
+                if kind is Start:
+                    exchange.start = event  # type: ignore[assignment]
+                    exchange.limits = self._edge.limits.headers(trail.tenant)
+                elif kind is End:
+                    exchange.usage = event.usage  # type: ignore[union-attr]
+                chunk = writer.write(event)
+                exchange.put(chunk)
+                size += len(chunk)
+                if size > FLUSH_BYTES:
+                    size = 0
+                    await exchange.flush()
+        finally:
+            await answer.aclose()
+        if exchange.usage is None:
+            raise Failed("The answer was cut before its end; send it again.", code="answer_cut")
+        trail.span("total", exchange.started)
+
+    async def _fail(self, exchange: Exchange, error: AnswerError) -> None:
+        """Book what the ledger's layer has not seen, and tell the caller, if they listen."""
+        if not exchange.booked:
+            self._edge.ledger.append(refusal(exchange.id, exchange.tenant, error.status))
+        if exchange.tenant:
+            exchange.limits = self._edge.limits.headers(exchange.tenant)
+        try:
+            async with asyncio.timeout(LAST_WORDS_S):
+                await exchange.send_error(error)
+        except TimeoutError:
+            self._edge.log.warning("reader too slow for an error", id=exchange.id)
+
+
+def _log(log: Log, exchange: Exchange) -> None:
+    """The access line: names and numbers, no content."""
+    start, usage = exchange.start, exchange.usage
+    log.info(
+        "request",
+        id=exchange.id,
+        client_id=exchange.client_id,
+        tenant=exchange.tenant,
+        model=start.model if start else None,
+        origin=start.origin if start else None,
+        status=exchange.status,
+        stream=exchange.streaming,
+        prompt_tokens=usage.prompt_tokens if usage else 0,
+        completion_tokens=usage.completion_tokens if usage else 0,
+        ms=round((time.perf_counter() - exchange.started) * 1e3, 3),
+    )

@@ -1,0 +1,182 @@
+"""One request and its response: what was sent in, what has gone out.
+
+`Exchange` is the only thing that speaks HTTP for the hot paths. It knows whether the head has left,
+and therefore whether a failure is a status or an event inside the stream.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from itertools import count
+
+from engine.contract import AnswerError, Start, Trail, Usage
+from gateway.api.watch import Watch
+from gateway.asgi import JSON, Receive, Scope, Send, respond
+from gateway.errors import CLIENT_GONE, Headers, body_of, reply_of
+from gateway.wire.headers import cache_status, server_timing
+
+EVENT_STREAM = (b"content-type", b"text/event-stream; charset=utf-8")
+STREAM_HEADERS = [EVENT_STREAM, (b"cache-control", b"no-store"), (b"x-accel-buffering", b"no")]
+"""The last one asks nginx not to gather a stream before passing it on."""
+
+READ = frozenset(
+    {
+        b"authorization",
+        b"cache-control",
+        b"content-length",
+        b"sluice-route",
+        b"sluice-tags",
+        b"x-request-id",
+    }
+)
+"""The request headers that mean something here."""
+
+_ID_BYTES = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._:-")
+_ID_LIMIT = 128
+
+
+class Ids:
+    """Request ids: unique across processes by `origin`, within one by counting."""
+
+    def __init__(self, origin: str) -> None:
+        self._origin = origin
+        self._count: Iterator[int] = count(1)
+
+    def new(self) -> str:
+        return f"{self._origin}{next(self._count):07x}"
+
+
+class Exchange:
+    """Owned by the task that answers the request."""
+
+    __slots__ = (
+        "_pending",
+        "_send",
+        "_sending",
+        "_shown_id",
+        "booked",
+        "client_id",
+        "given",
+        "head_sent",
+        "id",
+        "limits",
+        "receive",
+        "start",
+        "started",
+        "status",
+        "streaming",
+        "tenant",
+        "trail",
+        "usage",
+        "watch",
+    )
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, own_id: str, watch: Watch):
+        self.started = time.perf_counter()
+        self.receive = receive
+        self._send = send
+        self.given: dict[bytes, bytes] = {
+            name: value for name, value in scope["headers"] if name in READ
+        }
+        self.id = own_id
+        theirs = self.given.get(b"x-request-id")
+        self.client_id = theirs.decode() if theirs and _is_id(theirs) else None
+        self._shown_id = theirs if theirs and self.client_id else own_id.encode()
+        self.watch = watch
+        self.tenant = ""
+        self.limits: Headers = []
+        self.trail: Trail | None = None
+        self.start: Start | None = None
+        self.usage: Usage | None = None
+        self.status = 0
+        self.streaming = False
+        self.head_sent = False
+        self.booked = False
+        """Whether the ledger's layer has taken this request over."""
+        self._pending: list[bytes] = []
+        self._sending = False
+
+    # ---------------------------------------------------------------- one piece
+
+    async def send_whole(self, body: bytes) -> None:
+        self.status = 200
+        self.head_sent = True
+        await respond(self._send, 200, body, self._headers())
+
+    async def send_error(self, error: AnswerError) -> None:
+        """As a status, or as the last event of a stream that has begun; to nobody if they left."""
+        if error.status == CLIENT_GONE:
+            self.status = CLIENT_GONE
+            return
+        if self.head_sent:
+            self.status = error.status
+            self.put(b"data: " + body_of(error) + b"\n\n")
+            await self.flush(last=True)
+            return
+        reply = reply_of(error)
+        self.status = reply.status
+        self.head_sent = True
+        headers = [*self._story(), *reply.headers]
+        if reply.status in {408, 413, 503}:
+            # A body may still be on its way; what follows it would be misread.
+            headers.append((b"connection", b"close"))
+        await respond(self._send, reply.status, reply.body, headers, JSON)
+
+    # ---------------------------------------------------------------- in events
+
+    def put(self, chunk: bytes) -> None:
+        """Add to what the next `flush` sends."""
+        if chunk:
+            self._pending.append(chunk)
+
+    @property
+    def has_pending(self) -> bool:
+        return bool(self._pending)
+
+    async def flush(self, last: bool = False) -> None:
+        """Send everything that was put, in one write, after the head if it has not left."""
+        self._sending = True
+        if not self.head_sent:
+            self.head_sent = True
+            self.status = 200
+            headers = [*STREAM_HEADERS, *self._headers()]
+            await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+        body = b"".join(self._pending)
+        self._pending.clear()
+        await self._send({"type": "http.response.body", "body": body, "more_body": not last})
+        self._sending = False
+
+    async def beat(self) -> None:
+        """A comment on a silent stream. Before the head nothing can be said, and while something
+        is being sent nothing needs to be."""
+        if self.head_sent and not self._sending:
+            self.put(b": waiting\n\n")
+            await self.flush()
+
+    # ---------------------------------------------------------------- headers
+
+    def _headers(self) -> Headers:
+        """The head of an answer: who answered, from where, how old, how long it took."""
+        headers = self._story()
+        if self.start is not None:
+            headers.append((b"sluice-origin", self.start.origin.encode()))
+            headers.append((b"sluice-model", self.start.model.encode()))
+        return headers
+
+    def _story(self) -> Headers:
+        headers = [(b"x-request-id", self._shown_id), *self.limits]
+        trail = self.trail
+        if trail is None:
+            return headers
+        trail.span("total", self.started)
+        headers.append((b"server-timing", server_timing(trail.spans_ms)))
+        if trail.cache:
+            headers.append((b"cache-status", cache_status(trail.cache)))
+        if trail.age_s is not None:
+            headers.append((b"age", b"%d" % int(trail.age_s)))
+        return headers
+
+
+def _is_id(text: bytes) -> bool:
+    return len(text) <= _ID_LIMIT and _ID_BYTES.issuperset(text)

@@ -1,0 +1,154 @@
+"""Settings → running system. The only file that names concrete classes of other packages.
+
+A request walks through the onion from the top of `_onion` to its bottom. Its outermost step,
+authentication, is at the edge (api/endpoint.py): who asks has to be known before a Call exists.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from cache.exact import Exact, Record, Shelf, Terms
+from cache.join import Join
+from cache.store.base import Store
+from cache.store.memory import MemoryStore
+from cache.store.sqlite import SqliteStore
+from cache.store.tiered import TieredStore
+from cascade.cascade import Cascade
+from cascade.routes.fixed import fixed
+from engine.contract import Answerer, Call, Trail
+from gateway.api import chat, completions, health, models
+from gateway.api.endpoint import Edge, Endpoint
+from gateway.api.exchange import Ids
+from gateway.app import Front, build_app
+from gateway.backend import Backend
+from gateway.catalog import Catalog
+from gateway.dashboard import page
+from gateway.drain import Drain
+from gateway.observe.ledger import Ledger, LedgerLayer
+from gateway.observe.logs import Log
+from gateway.observe.metrics import Metrics
+from gateway.observe.rollup import Prices, RollUp
+from gateway.settings import ExactCache, Settings
+from gateway.tenants.keys import AdminKeys, Keys
+from gateway.tenants.limits import LimitLayer, Limits
+from gateway.wire.chat import ChatRequest
+from gateway.wire.completions import CompletionRequest
+
+FOLD_EVERY_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """What runs: the application that uvicorn serves, and the drain that stops it."""
+
+    app: Front
+    drain: Drain
+    answerer: Answerer
+    rollup: RollUp
+
+
+def assemble(settings: Settings, backend: Backend, log: Log) -> System:
+    """Build everything; opens nothing (the application's lifespan does)."""
+    ledger, limits = Ledger(), Limits(settings.tenants)
+    store = build_store(settings.exact)
+    shelf = Shelf(
+        store,
+        terms_of=_terms(settings),
+        on_fault=lambda what, error: log.warning("store fault", what=what, error=str(error)),
+    )
+    large = backend.cards[settings.cascade.large]
+    catalog = Catalog(backend.cards, auto=large)
+    answerer = _onion(settings, backend.answerers, shelf, limits, ledger)
+    rollup = RollUp(ledger, Prices(backend.cards.values(), large))
+    drain = Drain(settings.server.max_inflight, settings.server.shutdown_grace_s)
+    metrics = Metrics(rollup, backend.states, lambda: drain.inflight)
+    keys = Keys(settings.tenants)
+    edge = Edge(
+        server=settings.server,
+        keys=keys,
+        limits=limits,
+        catalog=catalog,
+        answerer=answerer,
+        ledger=ledger,
+        drain=drain,
+        ids=Ids(secrets.token_hex(6)),
+        log=log,
+    )
+    app = build_app(
+        hot={
+            chat.PATH: Endpoint(edge, chat.new_parser()),
+            completions.PATH: Endpoint(edge, completions.new_parser()),
+        },
+        shapes={chat.PATH: ChatRequest, completions.PATH: CompletionRequest},
+        routers=[
+            models.router(catalog, keys),
+            health.router(drain, {"models": backend.problem}, metrics),
+            page.router(rollup, backend.states, drain, AdminKeys(settings.admin.keys)),
+        ],
+        lifespan=lambda: _running(backend, store, rollup),
+    )
+    return System(app, drain, answerer, rollup)
+
+
+def _onion(
+    settings: Settings,
+    answerers: Mapping[str, Answerer],
+    shelf: Shelf,
+    limits: Limits,
+    ledger: Ledger,
+) -> Answerer:
+    """The layers, outermost last. Each wraps the one above it in this list."""
+    model: Answerer = Cascade(answerers, fixed(settings.cascade.large))
+    recorded = Record(shelf, model)
+    joined = Join(recorded, may_share=shelf.may_share, key=shelf.key)
+    cached = Exact(shelf, joined)
+    limited = LimitLayer(cached, limits)
+    return LedgerLayer(limited, ledger)
+
+
+def build_store(settings: ExactCache) -> Store:
+    """Memory, in front of a file if one is named."""
+    memory = MemoryStore(settings.memory_bytes)
+    if settings.store == "memory://":
+        return memory
+    path = Path(settings.store.removeprefix("sqlite:///"))
+    return TieredStore(memory, SqliteStore(path, settings.max_bytes))
+
+
+def _terms(settings: Settings) -> Callable[[Call, Trail], Terms]:
+    """Each tenant's terms of the exact cache, made once."""
+    exact = settings.exact
+    by_tenant = {
+        tenant.name: Terms(exact.enabled, exact.ttl_s, tenant.allow_sampled_caching)
+        for tenant in settings.tenants
+    }
+    return lambda _, trail: by_tenant[trail.tenant]
+
+
+@asynccontextmanager
+async def _running(backend: Backend, store: Store, rollup: RollUp) -> AsyncIterator[None]:
+    """Open in order, close in the opposite one."""
+    await store.open()
+    await backend.start()
+    folding = asyncio.create_task(_fold(rollup))
+    try:
+        yield
+    finally:
+        folding.cancel()
+        with suppress(asyncio.CancelledError):
+            await folding
+        await backend.stop()
+        await store.close()
+
+
+async def _fold(rollup: RollUp) -> None:
+    """Keep the account short, whether or not anybody reads it."""
+    while True:
+        await asyncio.sleep(FOLD_EVERY_S)
+        rollup.fold()

@@ -1,0 +1,1 @@
+"""What happened: the ledger, its roll-up, metrics, logs."""

@@ -1,0 +1,138 @@
+"""structlog, set up once and handed on; no global configuration.
+
+One line per request, at info, with names and numbers and never with a prompt or an answer. On a
+terminal the lines are for people; elsewhere they are JSON.
+
+Writing must not block the event loop: a full pipe behind stderr would stop every request. So a line
+is appended to a deque (0.1 µs) and a thread writes what has gathered, twenty times a second and at
+exit. Rejected: a queue, whose every `put` wakes the thread and costs a switch of the interpreter
+lock. Bounded: past `MAX_WAITING` lines new ones are dropped, counted, and the count is logged.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any, BinaryIO, TypeAlias
+
+import orjson
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+MAX_WAITING = 50_000
+FLUSH_EVERY_S = 0.05
+
+Log: TypeAlias = structlog.typing.FilteringBoundLogger
+
+
+class LineWriter:
+    """Takes lines from any thread; one thread of its own writes them. `close` writes the rest."""
+
+    def __init__(self, stream: BinaryIO, every_s: float = FLUSH_EVERY_S) -> None:
+        self._stream = stream
+        self._waiting: deque[bytes] = deque()
+        self._dropped = 0
+        self._every_s = every_s
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="sluice-logs", daemon=True)
+        self._thread.start()
+
+    def line(self, text: bytes) -> None:
+        if len(self._waiting) >= MAX_WAITING:
+            self._dropped += 1
+            return
+        self._waiting.append(text)
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join(timeout=2.0)
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._every_s):
+            self._write()
+        self._write()
+
+    def _write(self) -> None:
+        lines = [self._waiting.popleft() for _ in range(len(self._waiting))]
+        if self._dropped:
+            dropped, self._dropped = self._dropped, 0
+            lines.append(orjson.dumps({"event": "log lines dropped", "count": dropped}))
+        if not lines:
+            return
+        lines.append(b"")
+        try:
+            self._stream.write(b"\n".join(lines))
+            self._stream.flush()
+        except (OSError, ValueError):
+            # Nobody reads our stderr any more. Serving goes on; there is nowhere to say so.
+            return
+
+
+class _Sink:
+    """The innermost logger of structlog's chain: every level ends in `LineWriter.line`."""
+
+    def __init__(self, write: Callable[[bytes], None]) -> None:
+        self.debug = self.info = self.warning = self.error = self.critical = write
+        self.msg = self.log = self.exception = write
+
+
+def build_log(writer: LineWriter, level: str, as_json: bool) -> Log:
+    """A logger that writes to `writer`. `level` is a name such as "info"."""
+    render: list[Processor] = [_to_json] if as_json else [_console(), _to_bytes]
+    traces: list[Processor] = [_trace] if as_json else []
+    logger = structlog.wrap_logger(
+        _Sink(writer.line),
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            *traces,
+            *render,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        context_class=dict,
+    )
+    bound: Log = logger.bind()
+    return bound
+
+
+def wants_json(configured: str) -> bool:
+    return configured == "json" or (configured == "auto" and not sys.stderr.isatty())
+
+
+class Bridge(logging.Handler):
+    """Hands the lines of libraries that use the standard `logging` (uvicorn) to our log."""
+
+    def __init__(self, log: Log) -> None:
+        super().__init__()
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._log.log(
+            record.levelno,
+            record.getMessage(),
+            logger=record.name,
+            exc_info=record.exc_info or None,
+        )
+
+
+def _console() -> Processor:
+    return structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+
+
+def _to_bytes(_: WrappedLogger, __: str, text: Any) -> bytes:
+    return str(text).encode()
+
+
+def _to_json(_: WrappedLogger, __: str, event: EventDict) -> bytes:
+    return orjson.dumps(event, default=repr)
+
+
+def _trace(logger: WrappedLogger, name: str, event: EventDict) -> EventDict:
+    """A trace as text, only where there is one: structlog's own step costs 1 µs on every line."""
+    if not event.get("exc_info"):
+        event.pop("exc_info", None)
+        return event
+    return structlog.processors.format_exc_info(logger, name, event)

@@ -1,0 +1,135 @@
+"""GET /metrics: the roll-up in Prometheus' text format.
+
+There are no counters to increment: a collector reads the folded account when it is scraped, so a
+metric can never disagree with the ledger, and a request pays nothing for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from gateway.observe.rollup import Durations, RollUp
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineState:
+    """What one model is doing in the engine now. `pages` counts KV pages by state (free, leased,
+    cached)."""
+
+    running: int = 0
+    waiting: int = 0
+    preemptions: int = 0
+    pages: Mapping[str, int] = field(default_factory=dict)
+
+
+EngineStates = Callable[[], Mapping[str, EngineState]]
+"""By model name, read at any time from the event loop's thread."""
+
+
+class Metrics:
+    """Renders /metrics. Holds a registry of its own: nothing global, nothing of other libraries."""
+
+    def __init__(self, rollup: RollUp, engine: EngineStates, inflight: Callable[[], int]) -> None:
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(_Account(rollup))
+        self._registry.register(_Now(engine, inflight))
+
+    def render(self) -> bytes:
+        return generate_latest(self._registry)
+
+
+class _Account(Collector):
+    """What happened, from the ledger."""
+
+    def __init__(self, rollup: RollUp) -> None:
+        self._rollup = rollup
+
+    def collect(self) -> Iterator[Metric]:
+        self._rollup.fold()
+        yield from self._counts()
+        yield from self._money()
+        yield _histogram("sluice_request_seconds", "Time of whole answers", "origin",
+                         self._rollup.request_s)  # fmt: skip
+        yield _histogram("sluice_ttft_seconds", "Time to the first token", "origin",
+                         self._rollup.ttft_s)  # fmt: skip
+        yield _histogram("sluice_tpot_seconds", "Time per later token", "model",
+                         self._rollup.tpot_s)  # fmt: skip
+
+    def _counts(self) -> Iterator[Metric]:
+        who = ["tenant", "model", "origin"]
+        requests = CounterMetricFamily("sluice_requests", "Calls", labels=[*who, "status"])
+        for (tenant, model, origin, status), count in self._rollup.requests.items():
+            requests.add_metric([tenant, model, origin, str(status)], count)
+        yield requests
+        tokens = CounterMetricFamily("sluice_tokens", "Tokens delivered", labels=[*who, "kind"])
+        for kind, counts in (
+            ("prompt", self._rollup.prompt_tokens),
+            ("completion", self._rollup.completion_tokens),
+        ):
+            for names, count in counts.items():
+                tokens.add_metric([*names, kind], count)
+        yield tokens
+        lookups = CounterMetricFamily("sluice_cache_lookups", "Lookups", labels=["layer", "result"])
+        _add(lookups, self._rollup.lookups, 1)
+        yield lookups
+
+    def _money(self) -> Iterator[Metric]:
+        avoided = CounterMetricFamily(
+            "sluice_tokens_avoided", "Tokens not computed", labels=["tenant", "by"]
+        )
+        _add(avoided, self._rollup.avoided_tokens, 1)
+        yield avoided
+        cost = CounterMetricFamily("sluice_cost_usd", "Spent", labels=["tenant", "model"])
+        _add(cost, self._rollup.spent, 1e-9)
+        yield cost
+        saved = CounterMetricFamily("sluice_cost_avoided_usd", "Not spent", labels=["tenant", "by"])
+        _add(saved, self._rollup.avoided_nano_usd, 1e-9)
+        yield saved
+
+
+class _Now(Collector):
+    """What is going on at this moment."""
+
+    def __init__(self, engine: EngineStates, inflight: Callable[[], int]) -> None:
+        self._engine = engine
+        self._inflight = inflight
+
+    def collect(self) -> Iterator[Metric]:
+        yield GaugeMetricFamily("sluice_inflight_requests", "Requests now", value=self._inflight())
+        pages = GaugeMetricFamily("sluice_kv_pages", "KV pages", labels=["model", "state"])
+        running = GaugeMetricFamily("sluice_running_sequences", "Decoding now", labels=["model"])
+        waiting = GaugeMetricFamily("sluice_waiting_sequences", "Not yet in", labels=["model"])
+        evicted = CounterMetricFamily("sluice_preemptions", "Set back", labels=["model"])
+        for model, state in self._engine().items():
+            running.add_metric([model], state.running)
+            waiting.add_metric([model], state.waiting)
+            evicted.add_metric([model], state.preemptions)
+            for name, count in state.pages.items():
+                pages.add_metric([model, name], count)
+        yield from (pages, running, waiting, evicted)
+
+
+def _add(family: CounterMetricFamily, counts: Mapping[tuple[str, str], int], unit: float) -> None:
+    for names, count in counts.items():
+        family.add_metric(list(names), count * unit)
+
+
+def _histogram(
+    name: str, text: str, label: str, series: Mapping[str, Durations]
+) -> HistogramMetricFamily:
+    family = HistogramMetricFamily(name, text, labels=[label])
+    for value, durations in series.items():
+        family.add_metric([value], _buckets(durations.cumulative()), durations.total)
+    return family
+
+
+def _buckets(edges: Iterable[tuple[float, int]]) -> list[tuple[str, float]]:
+    return [("+Inf" if edge == float("inf") else repr(edge), count) for edge, count in edges]

@@ -1,0 +1,153 @@
+"""What an operator may set: the shape of `sluice.toml`, as frozen values.
+
+This file is also the reference: every field carries its meaning in `metadata["doc"]`, which
+`sluice doctor` prints beside the value and where the value came from. Reading a file and the
+environment is gateway/configure.py; nothing here does any work.
+
+    [server]  [models.NAME]  [engine]  [cascade]  [cache.exact]  [logs]  [admin]  [[tenants]]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal, TypeVar
+
+T = TypeVar("T")
+
+BUNDLED = Path(__file__).resolve().parent.parent / "demo"
+"""Where the two bundled models lie: beside the packages, in a checkout and in a wheel alike."""
+
+
+def _set(default: T, doc: str) -> T:
+    """A field with its default and its meaning."""
+    value: T = field(default=default, metadata={"doc": doc})
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """[server]: where to listen, and how much to take on."""
+
+    host: str = _set("127.0.0.1", "address to listen on; anything but loopback needs tenant keys")
+    port: int = _set(8080, "TCP port; 0 lets the system choose")
+    max_body_bytes: int = _set(4 << 20, "largest request body; more is a 413")
+    max_inflight: int = _set(1024, "requests answered at one time; more is a 503")
+    request_timeout_s: float = _set(600.0, "deadline of a request that names none; a 408 after it")
+    head_timeout_s: float = _set(10.0, "time to send a request's head, then the line is dropped")
+    body_timeout_s: float = _set(30.0, "time to send a request's body; a 408 after it")
+    keep_alive_s: int = _set(30, "how long an idle connection stays open")
+    heartbeat_s: float = _set(15.0, "silence on a stream after which an SSE comment is sent")
+    shutdown_grace_s: float = _set(30.0, "time for answers in flight to finish after SIGTERM")
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """[models.NAME]: one model that can be asked by NAME."""
+
+    path: Path = field(
+        metadata={"doc": "Hugging Face directory: config.json, *.safetensors, tokenizer.json"}
+    )
+    kind: Literal["engine"] = _set("engine", "who runs it: the engine in this process")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = _set(
+        "auto", "number format of weights and KV; auto takes what the device does fast"
+    )
+    max_context: int | None = _set(
+        None, "longest prompt + answer in tokens; unset: the model's own"
+    )
+    price_in: float = _set(0.0, "US dollars per million prompt tokens, for the ledger")
+    price_out: float = _set(0.0, "US dollars per million answer tokens, for the ledger")
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """[engine]: the one engine that all models share."""
+
+    device: str = _set("auto", "auto, cpu, cuda, or cuda:N")
+    threads: int | None = _set(None, "CPU threads of the engine; unset: the machine's cores")
+    kv_memory_mib: int | None = _set(None, "memory for KV pages; unset: a share of what is free")
+    page_size: int = _set(16, "tokens a KV page holds")
+    max_batched_tokens: int = _set(2048, "tokens computed in one step, prefill and decode together")
+    max_running: int = _set(64, "sequences that decode at one time")
+    max_waiting: int = _set(512, "sequences that wait for admission; more is a 503")
+
+
+@dataclass(frozen=True, slots=True)
+class Cascade:
+    """[cascade]: who answers the model named `auto`."""
+
+    small: str = _set("small", "the cheap model's name")
+    large: str = _set("large", "the good model's name; the ledger counts at its price")
+    policy: Literal["fixed"] = _set("fixed", "how auto chooses; fixed: always the large model")
+
+
+@dataclass(frozen=True, slots=True)
+class ExactCache:
+    """[cache.exact]: answers to requests that were asked before, word for word."""
+
+    enabled: bool = _set(True, "whether identical requests share answers")
+    store: str = _set("sqlite:///.sluice/exact.db", "memory:// or sqlite:///PATH behind the memory")
+    ttl_s: float = _set(86_400.0, "how long an answer may be given again")
+    memory_bytes: int = _set(64 << 20, "memory for answers")
+    max_bytes: int = _set(1 << 30, "disk for answers")
+
+
+@dataclass(frozen=True, slots=True)
+class Logs:
+    """[logs]: what is told. Prompts and answers never are."""
+
+    level: Literal["debug", "info", "warning", "error"] = _set(
+        "info", "least level that is written"
+    )
+    format: Literal["auto", "json", "console"] = _set("auto", "auto: console on a terminal")
+
+
+@dataclass(frozen=True, slots=True)
+class Admin:
+    """[admin]: who may see the dashboard from afar."""
+
+    keys: tuple[str, ...] = _set((), "SHA-256 (hex) of admin keys; none: loopback only")
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """[[tenants]]: one customer, team or program, and what it may do."""
+
+    name: str = field(metadata={"doc": "letters, digits, . _ - (a metrics label, part of keys)"})
+    keys: tuple[str, ...] = _set((), "SHA-256 (hex) of its bearer keys; none: no key is asked for")
+    rpm: int | None = _set(None, "requests per minute; unset: no limit")
+    max_concurrent: int | None = _set(None, "requests at one time; unset: no limit")
+    share: float = _set(1.0, "weight among tenants that compete for the engine")
+    cache_scope: str = _set("tenant", "who shares answers: tenant, user, public, or group:NAME")
+    models: tuple[str, ...] = _set((), "models it may ask; none: all")
+    aliases: Mapping[str, str] = field(
+        default_factory=lambda: MappingProxyType({}),
+        metadata={"doc": "names that stand for a model, as gpt-4o = auto"},
+    )
+    allow_sampled_caching: bool = _set(False, "may answers drawn at random be given again")
+    max_tokens: int | None = _set(None, "longest answer; a larger max_tokens is clamped")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything, resolved. Built by gateway/configure.py and never changed."""
+
+    server: Server = Server()
+    models: Mapping[str, Model] = field(default_factory=lambda: MappingProxyType({}))
+    engine: Engine = Engine()
+    cascade: Cascade = Cascade()
+    exact: ExactCache = ExactCache()
+    logs: Logs = Logs()
+    admin: Admin = Admin()
+    tenants: tuple[Tenant, ...] = (Tenant(name="default"),)
+
+
+def bundled_models() -> dict[str, Model]:
+    """The embedded default: two models that come with the program. Their prices are made up in
+    the ratio of their sizes, so that the ledger has something to count."""
+    return {
+        "small": Model(path=BUNDLED / "small", price_in=0.05, price_out=0.20),
+        "large": Model(path=BUNDLED / "large", price_in=0.50, price_out=2.00),
+    }

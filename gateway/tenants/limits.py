@@ -1,0 +1,147 @@
+"""How often and how many at a time: requests per minute and requests in flight, per tenant.
+
+Choice: a sliding window made of two counters. The last minute is estimated as the current minute's
+count plus the share of the previous minute that is still inside the window; it admits no burst of
+twice the limit at a minute's edge, as fixed windows do, and holds two integers where a log of
+arrivals holds one entry per request. It is off by a few percent if the previous minute was uneven.
+
+Rejected: the `limits` library in process. Its moving window costs 5.7 µs a hit and 3.6 µs for the
+numbers in the headers, against 0.5 µs for both here, and starts a thread; it becomes worth that
+where several gateways share their counts.
+
+A refused request is not counted: who retries as told is let in as soon as the window allows.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from engine.contract import Answer, Answerer, Call, TooMany, Trail
+from gateway.errors import Headers
+from gateway.settings import Tenant
+
+WINDOW_S = 60.0
+
+
+@dataclass(slots=True)
+class Window:
+    """One tenant's count of requests. `opened` is when the current minute began."""
+
+    limit: int
+    opened: float
+    current: int = 0
+    previous: int = 0
+
+    def roll(self, now: float) -> float:
+        """Bring the window up to `now`; the estimate of requests in the last minute."""
+        elapsed = now - self.opened
+        if elapsed >= WINDOW_S:
+            self.previous = self.current if elapsed < 2 * WINDOW_S else 0
+            self.current = 0
+            self.opened = now - elapsed % WINDOW_S
+            elapsed = now - self.opened
+        return self.current + self.previous * (1.0 - elapsed / WINDOW_S)
+
+    def wait_s(self, now: float) -> float:
+        """Seconds until one more request fits, if none comes meanwhile."""
+        elapsed = now - self.opened
+        if self.current >= self.limit:
+            # The current minute fills the window alone: it first has to become the previous one.
+            fades = WINDOW_S * (1.0 - (self.limit - 1) / self.current)
+            return WINDOW_S - elapsed + fades
+        surplus = self.current + 1 - self.limit + self.previous * (1.0 - elapsed / WINDOW_S)
+        return max(0.0, surplus * WINDOW_S / self.previous) if self.previous else 0.0
+
+
+@dataclass(slots=True)
+class _Standing:
+    window: Window | None
+    max_concurrent: int | None
+    inflight: int = 0
+
+
+class Limits:
+    """Every tenant's standing. Owned by the event loop's thread."""
+
+    def __init__(
+        self, tenants: Iterable[Tenant], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._clock = clock
+        now = clock()
+        self._standing = {
+            tenant.name: _Standing(
+                Window(tenant.rpm, now) if tenant.rpm else None, tenant.max_concurrent
+            )
+            for tenant in tenants
+            if tenant.rpm or tenant.max_concurrent
+        }
+
+    def watches(self, tenant: str) -> bool:
+        return tenant in self._standing
+
+    def enter(self, tenant: str) -> None:
+        """Count one request in, or raise TooMany. Each `enter` is followed by one `leave`."""
+        standing = self._standing[tenant]
+        most = standing.max_concurrent
+        if most is not None and standing.inflight >= most:
+            raise TooMany(
+                f"Tenant {tenant!r} has {most} requests in flight, which is its limit; "
+                "wait for one to finish.",
+                code="concurrency_limit_exceeded",
+                retry_after_s=1.0,
+            )
+        window = standing.window
+        if window is not None:
+            now = self._clock()
+            if window.roll(now) + 1 > window.limit:
+                raise TooMany(
+                    f"Tenant {tenant!r} may send {window.limit} requests a minute; slow down.",
+                    code="rate_limit_exceeded",
+                    retry_after_s=window.wait_s(now),
+                )
+            window.current += 1
+        standing.inflight += 1
+
+    def leave(self, tenant: str) -> None:
+        self._standing[tenant].inflight -= 1
+
+    def headers(self, tenant: str) -> Headers:
+        """x-ratelimit-*, as OpenAI names them; none for a tenant without a rate."""
+        standing = self._standing.get(tenant)
+        if standing is None or standing.window is None:
+            return []
+        window, now = standing.window, self._clock()
+        used = window.roll(now)
+        reset_s = WINDOW_S * min(1.0, used / window.limit)
+        return [
+            (b"x-ratelimit-limit-requests", b"%d" % window.limit),
+            (b"x-ratelimit-remaining-requests", b"%d" % max(0, int(window.limit - used))),
+            (b"x-ratelimit-reset-requests", b"%.3fs" % reset_s),
+        ]
+
+
+class LimitLayer:
+    """The answerer that lets a call in or refuses it. Hits count as requests, too."""
+
+    def __init__(self, inner: Answerer, limits: Limits) -> None:
+        self._inner = inner
+        self._limits = limits
+
+    def __call__(self, call: Call, trail: Trail) -> Answer:
+        answer = self._inner(call, trail)
+        return self._counted(answer, trail.tenant) if self._limits.watches(trail.tenant) else answer
+
+    async def _counted(self, answer: Answer, tenant: str) -> Answer:
+        try:
+            self._limits.enter(tenant)
+        except TooMany:
+            await answer.aclose()
+            raise
+        try:
+            async for event in answer:
+                yield event
+        finally:
+            self._limits.leave(tenant)
+            await answer.aclose()

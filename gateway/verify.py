@@ -1,0 +1,140 @@
+"""Combinations of settings that cannot work, each with its remedy.
+
+Types are right when these run (gateway/configure.py); what is judged here is sense: ranges,
+references between tables, and what would be unsafe to serve.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterator
+
+from gateway.settings import Settings, Tenant
+
+Key = tuple[str | int, ...]
+Finding = tuple[Key, str]
+
+AUTO = "auto"
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_HASH = re.compile(r"[0-9a-f]{64}")
+_SCOPE = re.compile(r"tenant|user|public|group:[A-Za-z0-9._-]{1,64}")
+
+
+def impossibilities(settings: Settings) -> Iterator[Finding]:
+    """Every combination that cannot work, as (key, message)."""
+    yield from _server(settings)
+    yield from _numbers(settings)
+    yield from _models(settings)
+    yield from _stores(settings)
+    yield from _hashes(("admin", "keys"), settings.admin.keys)
+    yield from _tenants(settings)
+
+
+def is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _server(settings: Settings) -> Iterator[Finding]:
+    server = settings.server
+    if not 0 <= server.port <= 65_535:
+        yield ("server", "port"), f"must be 0 to 65535; got {server.port}"
+    open_tenants = [tenant.name for tenant in settings.tenants if not tenant.keys]
+    if open_tenants and not is_loopback(server.host):
+        yield (
+            ("server", "host"),
+            f"listening on {server.host!r} while tenant {open_tenants[0]!r} needs no key would let "
+            "anyone in; give each tenant `keys` (sha256 of a key), or listen on 127.0.0.1",
+        )
+
+
+def _numbers(settings: Settings) -> Iterator[Finding]:
+    """What must be above zero."""
+    tables = (
+        ("server", settings.server, ("max_body_bytes", "max_inflight", "request_timeout_s",
+                                     "head_timeout_s", "body_timeout_s", "keep_alive_s",
+                                     "heartbeat_s")),
+        ("engine", settings.engine, ("threads", "kv_memory_mib", "page_size", "max_batched_tokens",
+                                     "max_running", "max_waiting")),
+        ("cache.exact", settings.exact, ("ttl_s", "memory_bytes", "max_bytes")),
+    )  # fmt: skip
+    for table, values, names in tables:
+        for name in names:
+            value = getattr(values, name)
+            if value is not None and value <= 0:
+                yield (*table.split("."), name), f"must be above 0; got {value}"
+    if settings.server.shutdown_grace_s < 0:
+        yield ("server", "shutdown_grace_s"), "must not be negative; 0 means at once"
+
+
+def _models(settings: Settings) -> Iterator[Finding]:
+    for name, model in settings.models.items():
+        if name == AUTO or not _NAME.fullmatch(name):
+            yield ("models", name), f"a model's name is letters, digits, . _ - and not {AUTO!r}"
+        if model.price_in < 0 or model.price_out < 0:
+            yield ("models", name), "prices must not be negative"
+        if model.max_context is not None and model.max_context <= 0:
+            yield ("models", name, "max_context"), "must be above 0"
+    for place in ("small", "large"):
+        named = getattr(settings.cascade, place)
+        if named not in settings.models:
+            known = ", ".join(sorted(settings.models))
+            yield ("cascade", place), f"no model is named {named!r}; there are: {known}"
+
+
+def _stores(settings: Settings) -> Iterator[Finding]:
+    store = settings.exact.store
+    if store == "memory://" or (store.startswith("sqlite:///") and len(store) > len("sqlite:///")):
+        return
+    yield ("cache", "exact", "store"), f"must be memory:// or sqlite:///PATH; got {store!r}"
+
+
+def _hashes(key: Key, keys: tuple[str, ...]) -> Iterator[Finding]:
+    if any(not _HASH.fullmatch(one) for one in keys):
+        yield (
+            key,
+            "must be SHA-256 hashes in lower-case hex, never keys themselves; "
+            'make one with: printf %s "$KEY" | sha256sum',
+        )
+
+
+def _tenants(settings: Settings) -> Iterator[Finding]:
+    names: set[str] = set()
+    owners: dict[str, str] = {}
+    for index, tenant in enumerate(settings.tenants):
+        key: Key = ("tenants", index)
+        if tenant.name in names:
+            yield (*key, "name"), f"two tenants are named {tenant.name!r}"
+        names.add(tenant.name)
+        yield from _one_tenant(key, tenant, settings)
+        for one in tenant.keys:
+            if owners.setdefault(one, tenant.name) != tenant.name:
+                yield (*key, "keys"), f"shares a key with tenant {owners[one]!r}"
+    if sum(not tenant.keys for tenant in settings.tenants) > 1:
+        yield ("tenants",), "only one tenant may be without keys: who would a caller be?"
+
+
+def _one_tenant(key: Key, tenant: Tenant, settings: Settings) -> Iterator[Finding]:
+    if not _NAME.fullmatch(tenant.name):
+        yield (*key, "name"), "a name is 1 to 64 letters, digits, . _ -"
+    if not _SCOPE.fullmatch(tenant.cache_scope):
+        yield (*key, "cache_scope"), "must be tenant, user, public, or group:NAME"
+    yield from _hashes((*key, "keys"), tenant.keys)
+    for name in ("rpm", "max_concurrent", "max_tokens", "share"):
+        value = getattr(tenant, name)
+        if value is not None and value <= 0:
+            yield (*key, name), f"must be above 0; got {value}"
+    known = {*settings.models, AUTO}
+    named = [("models", model) for model in tenant.models]
+    named += [("aliases", model) for model in tenant.aliases.values()]
+    for place, model in named:
+        if model not in known:
+            yield (
+                (*key, place),
+                f"no model is named {model!r}; there are: {', '.join(sorted(known))}",
+            )
