@@ -205,8 +205,8 @@ class Join:
                 await flight.news(listener)
                 if _ask_again(flight, listener):
                     continue
-                while (event := await flight.next_event(listener)) is not None:
-                    yield event
+                while (heard := await flight.next_event(listener)) is not None:
+                    yield heard
                 return
             finally:
                 await self._leave(key, flight, listener)

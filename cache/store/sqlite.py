@@ -9,7 +9,7 @@ And most lookups are misses, so even asking a thread whether a key is there cost
           else ───────────────────────────────────────────┘ given READ_TIMEOUT_S, then StoreFault
     put   queue ─────────────────────────────►   writer   up to a batch a transaction, evict, sweep
 
-- `known` holds 8 bytes of each key (about 90 B an entry): what is not in it is not in the file, and
+- `known` holds every key (about 110 B an entry): what is not in it is not in the file, and
   a miss costs a set lookup. Another process that shares the file is noticed at the next sweep.
 - What is queued is found in `_pending` until it is committed, so a put is visible at once.
 - The queue is bounded in bytes. A put that finds it full is dropped and counted.
@@ -44,7 +44,6 @@ from cache.store.sqlite_file import (
     Touch,
     Write,
     is_broken,
-    short,
 )
 
 READ_TIMEOUT_S: Final = 0.05
@@ -137,7 +136,7 @@ class SqliteStore:
     async def get(self, key: bytes) -> Recording | None:
         self._require_open()
         recording = self._pending.get(key)
-        if recording is None and short(key) in self._file.known:
+        if recording is None and key in self._file.known:
             recording = await self._read(key)
         if recording is None or recording.expires_at <= self._clock():
             self._misses += 1

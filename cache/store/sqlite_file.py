@@ -88,12 +88,6 @@ def is_broken(error: sqlite3.Error) -> bool:
     return getattr(error, "sqlite_errorcode", None) in _BROKEN
 
 
-def short(key: bytes) -> bytes:
-    """What is kept of each key in memory: enough to be told "not there" without asking the disk,
-    wrong (a needless read) once in 2**64 / entries."""
-    return key[:8]
-
-
 def _connect(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, isolation_level=None, timeout=2.0, check_same_thread=False)
     connection.execute("PRAGMA foreign_keys = ON")
@@ -226,7 +220,7 @@ class SqliteWriter:
             "INSERT OR IGNORE INTO tags (tag, id) VALUES (?, ?)",
             [(tag, row_id) for tag in recording.tags],
         )
-        self.known.add(short(put.key))
+        self.known.add(put.key)
         self.entries += 1
         self.held_bytes += held_bytes
 
@@ -264,7 +258,7 @@ class SqliteWriter:
                 self.held_bytes -= held_bytes
                 self.entries -= 1
                 deleted += 1
-            self.known.discard(short(key))
+            self.known.discard(key)
         return deleted
 
     # ------------------------------------------------------------------ forgetting
@@ -309,7 +303,7 @@ class SqliteWriter:
         )
         for row_id, key in rows:
             self._newest_id = max(self._newest_id, row_id)
-            self.known.add(short(key))
+            self.known.add(key)
 
 
 class _Transaction:
