@@ -1,0 +1,183 @@
+"""Lanes for tests: a runner that checks KV without a model, and tiny real models."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+
+from engine.build import make_lane
+from engine.contract import Answerer, Call, Delta, End, Event, Finish, Message, Part, Start, Trail
+from engine.kernels.attention import TorchAttention
+from engine.lane import Lane
+from engine.loading import load_decoder, read_checkpoint
+from engine.pool import make_pool
+from engine.runner import CpuRunner
+from engine.scheduler import Limits, Scheduler
+from engine.sequence import Chunk, Sampled, Sequence
+from engine.template import ChatTemplate
+from engine.text import Text
+from radix import PageAllocator, RadixTree
+from tests.support.checkpoints import CHAT_TEMPLATE, train_tokenizer
+
+
+class KvRunner:
+    """A runner whose "KV" of a token is the token itself, with its namespace.
+
+    It writes where a real one would, and before it draws it reads the whole context back: a page
+    that is shared wrongly, freed early or never computed shows at once. What it draws depends on
+    the context only. `before` is called at each launch and may raise.
+    """
+
+    VOCAB = 384
+
+    def __init__(
+        self,
+        num_pages: int,
+        page_size: int,
+        before: Callable[[list[Chunk]], None] = lambda _: None,
+        avoid: frozenset[int] = frozenset({0, 1, 2}),
+    ) -> None:
+        self._page_size = page_size
+        self._tokens = np.full((num_pages, page_size), -1, dtype=np.int64)
+        self._owner: dict[tuple[int, int], str] = {}
+        self._before = before
+        self._avoid = avoid
+        self.steps = 0
+
+    def launch(self, chunks: list[Chunk]) -> KvRunner:
+        self._before(chunks)
+        self.steps += 1
+        for chunk in chunks:
+            self._write(chunk)
+        self._drawn = [self._draw(chunk.sequence) for chunk in chunks if chunk.samples]
+        return self
+
+    def result(self) -> list[Sampled]:
+        return self._drawn
+
+    def _write(self, chunk: Chunk) -> None:
+        sequence = chunk.sequence
+        for position in range(sequence.computed, sequence.computed + chunk.length):
+            page, offset = self._slot(sequence, position)
+            self._tokens[page, offset] = sequence.tokens[position]
+            self._owner[page, offset] = sequence.namespace
+
+    def _draw(self, sequence: Sequence) -> Sampled:
+        for position in range(sequence.known):
+            page, offset = self._slot(sequence, position)
+            assert self._tokens[page, offset] == sequence.tokens[position], "another's KV"
+            assert self._owner[page, offset] == sequence.namespace, "another tenant's KV"
+        return Sampled(sequence, self._next(sequence), -0.5, ((5, -0.5), (6, -1.5)))
+
+    def _next(self, sequence: Sequence) -> int:
+        weights = np.arange(1, sequence.known + 1)
+        token = int((sequence.tokens[: sequence.known] * weights).sum() * 31 + sequence.params.seed)
+        token %= self.VOCAB
+        while token in self._avoid:
+            token += 7
+        return token
+
+    def _slot(self, sequence: Sequence, position: int) -> tuple[int, int]:
+        return sequence.pages[position // self._page_size], position % self._page_size
+
+
+def tiny_text() -> Text:
+    """The tokenizer and template of the tiny checkpoints."""
+    tokenizer = Tokenizer.from_str(train_tokenizer(384))
+    names = {"bos_token": "<|endoftext|>", "eos_token": "<|im_end|>"}
+    return Text(tokenizer, ChatTemplate(CHAT_TEMPLATE, names))
+
+
+def fake_lane(
+    name: str = "small",
+    *,
+    num_pages: int = 64,
+    page_size: int = 4,
+    limits: Limits | None = None,
+    context: int = 512,
+    runner: KvRunner | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> Lane:
+    """A lane over a `KvRunner`."""
+    tree = RadixTree(PageAllocator(num_pages), page_size)
+    return Lane(
+        name=name,
+        text=tiny_text(),
+        tree=tree,
+        scheduler=Scheduler(tree, limits or Limits(), clock),
+        runner=runner or KvRunner(num_pages, page_size),
+        context=context,
+        vocab=KvRunner.VOCAB,
+        stop_ids=frozenset({0, 2}),
+    )
+
+
+def real_lane(
+    directory: Path,
+    name: str = "small",
+    *,
+    num_pages: int = 256,
+    page_size: int = 8,
+    limits: Limits | None = None,
+) -> Lane:
+    """A lane over a tiny checkpoint, fp32 on the CPU, with a pool of any size."""
+    checkpoint = read_checkpoint(directory)
+    config = checkpoint.config
+    pool = make_pool(config, page_size=page_size, num_pages=num_pages, dtype=torch.float32)
+    decoder = load_decoder(checkpoint, torch.float32)
+    return make_lane(
+        name,
+        checkpoint,
+        Text.load(directory),
+        CpuRunner(decoder, pool, TorchAttention(config, pool)),
+        num_pages=num_pages,
+        page_size=page_size,
+        limits=limits or Limits(),
+        clock=time.monotonic,
+    )
+
+
+def chat(text: str = "Hello", **fields: object) -> Call:
+    """A chat of one user message."""
+    message = Message("user", (Part("text", text),))
+    defaults = {"kind": "chat", "model": "small", "scope": "s", "messages": (message,)}
+    return Call(**{**defaults, **fields})  # type: ignore[arg-type]
+
+
+class Answered:
+    """What an answerer said, taken apart."""
+
+    def __init__(self, events: list[Event], trail: Trail) -> None:
+        self.events = events
+        self.trail = trail
+        self.deltas = [event for event in events if isinstance(event, Delta)]
+        self.start = next(event for event in events if isinstance(event, Start))
+        self.reasons = {e.index: e.reason for e in events if isinstance(e, Finish)}
+        self.usage = next(event.usage for event in events if isinstance(event, End))
+
+    def text(self, index: int = 0) -> str:
+        return "".join(d.payload for d in self.deltas if d.index == index)
+
+    def tokens(self, index: int = 0) -> list[int]:
+        return [token for d in self.deltas if d.index == index for token in d.token_ids]
+
+    def logprobs(self, index: int = 0) -> list[object]:
+        return [entry for d in self.deltas if d.index == index for entry in d.logprobs]
+
+
+async def ask(answerer: Answerer, call: Call, trail: Trail | None = None) -> Answered:
+    """The whole answer. Errors are raised."""
+    trail = trail or Trail("r1")
+    events = [event async for event in answerer(call, trail)]
+    return Answered(events, trail)
+
+
+def canonical(value: object) -> str:
+    """JSON as calls hold it."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))

@@ -1,0 +1,460 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.contract import BadCall, Overloaded
+from engine.fair import Fair
+from engine.scheduler import Limits, Scheduler
+from engine.sequence import Chunk, SamplingParams, Sequence, State
+from radix import PageAllocator, RadixTree, check
+from tests.support.engines import KvRunner
+
+PAGE = 4
+
+
+class House:
+    """A scheduler with a tree and a runner that checks KV, and a clock that counts steps."""
+
+    def __init__(self, num_pages: int = 64, **limits: int) -> None:
+        limits = {"max_batched_tokens": 32, "max_running": 8, **limits}
+        self.limits = Limits(**limits)
+        self.now = 0.0
+        self.tree = RadixTree(PageAllocator(num_pages), PAGE)
+        self.fair = Fair()
+        self.scheduler = Scheduler(self.tree, self.limits, lambda: self.now, self.fair)
+        self.runner = KvRunner(num_pages, PAGE)
+        self.ids = 0
+        self.served: dict[str, float] = {}
+
+    def sequence(
+        self,
+        tokens: list[int] | int,
+        answer: int = 4,
+        tenant: str = "t",
+        share: float = 1.0,
+        namespace: str = "n",
+    ) -> Sequence:
+        self.ids += 1
+        if isinstance(tokens, int):
+            tokens = [1000 * self.ids + at for at in range(tokens)]  # shared with nobody
+        return Sequence(
+            id=self.ids,
+            namespace=namespace,
+            tenant=tenant,
+            share=share,
+            tokens=np.array(tokens, dtype=np.int32),
+            num_prompt=len(tokens),
+            max_known=len(tokens) + answer,
+            params=SamplingParams(),
+            arrival=self.now,
+            known=len(tokens),
+        )
+
+    def submit(self, *args: object, **kwargs: object) -> Sequence:
+        sequence = self.sequence(*args, **kwargs)  # type: ignore[arg-type]
+        self.scheduler.submit([sequence])
+        return sequence
+
+    def step(self) -> list[Chunk]:
+        """One step, with everything that must hold after each."""
+        self.now += 1.0
+        decoding = [s for s in self.scheduler.running if s.to_compute == 1]
+        waiting = self.scheduler.num_waiting
+        chunks = self.scheduler.plan()
+        assert sum(c.length for c in chunks) <= self.limits.max_batched_tokens
+        assert self.scheduler.num_running <= self.limits.max_running
+        planned = {c.sequence: c.length for c in chunks}
+        assert len(planned) == len(chunks)
+        assert all(planned.get(s) == 1 for s in decoding if s.state is State.RUNNING)
+        assert chunks or not (waiting or decoding), "work waits and nothing is planned"
+        drawn = self.runner.launch(chunks).result()
+        self.scheduler.advance(chunks)
+        for sampled in drawn:
+            self._append(sampled.sequence, sampled.token)
+        self.check()
+        return chunks
+
+    def _append(self, sequence: Sequence, token: int) -> None:
+        sequence.append(token)
+        self.served[sequence.tenant] = self.served.get(sequence.tenant, 0.0) + 2.0
+        if sequence.known == sequence.num_prompt + 1:
+            prompt = sequence.num_prompt - sequence.cached
+            self.served[sequence.tenant] += prompt
+        if sequence.known == sequence.max_known:
+            self.scheduler.finish(sequence)
+
+    def check(self) -> None:
+        check(self.tree)
+        own = 0
+        for sequence in self.scheduler.running:
+            assert sequence.lease is not None
+            leased = sequence.lease.num_tokens // PAGE
+            assert sequence.pages[:leased] == sequence.lease.pages.tolist()
+            assert len(set(sequence.pages)) == len(sequence.pages)
+            own += len(sequence.pages) - leased
+        assert own == self.tree.pages.num_running, "a page belongs to nobody"
+        assert len(self.tree.leases) == self.scheduler.num_running
+
+    def drain(self, limit: int = 2000) -> None:
+        for _ in range(limit):
+            if not self.scheduler.has_work:
+                break
+            self.step()
+        assert not self.scheduler.has_work, "somebody starves"
+        assert self.tree.pages.num_running == 0
+        assert not self.tree.leases
+
+
+# ----------------------------------------------------------------------- budget and chunks
+
+
+def test_decodes_go_first_and_a_long_prompt_takes_what_is_left() -> None:
+    house = House(num_pages=128)
+    short = [house.submit(3, answer=20) for _ in range(3)]
+    house.step()
+    long = house.submit(100)
+    chunks = house.step()
+    assert [(c.sequence, c.length) for c in chunks] == [*((s, 1) for s in short), (long, 29)]
+
+
+def test_a_prompt_longer_than_the_budget_is_computed_in_chunks() -> None:
+    house = House(num_pages=128)
+    house.submit(70)
+    assert [[c.length for c in house.step()] for _ in range(4)] == [[32], [32], [6], [1]]
+
+
+def test_a_budget_that_leaves_nothing_for_prompts_is_refused() -> None:
+    with pytest.raises(ValueError, match="max_batched_tokens"):
+        Limits(max_batched_tokens=8, max_running=8)
+
+
+# ----------------------------------------------------------------------- prefixes
+
+
+def test_what_was_computed_before_is_not_computed_again() -> None:
+    house = House()
+    prompt = list(range(100, 121))
+    house.submit(prompt)
+    house.drain()
+    again = house.submit(prompt)
+    house.drain()
+    assert again.cached == 20
+    assert again.spent == 1 + 3
+
+
+def test_at_least_one_token_is_computed_of_a_prompt_that_is_all_cached() -> None:
+    house = House()
+    prompt = list(range(100, 120))
+    house.submit(prompt)
+    house.drain()
+    again = house.submit(prompt)
+    house.drain()
+    assert again.cached == 16
+
+
+def test_an_answer_can_be_the_prefix_of_the_next_prompt() -> None:
+    house = House()
+    first = house.submit(10, answer=11)
+    house.drain()
+    follow_up = house.submit([*first.tokens[: first.known].tolist(), 1, 2, 3])
+    house.drain()
+    assert follow_up.cached == 20
+
+
+def test_siblings_wait_for_the_first_and_share_its_prompt() -> None:
+    house = House(num_pages=128, max_batched_tokens=64)
+    siblings = [house.sequence(list(range(41))) for _ in range(3)]
+    house.scheduler.submit(siblings)
+    assert len(house.step()) == 1
+    house.step()
+    assert [s.cached for s in siblings] == [0, 40, 40]
+    shared = [s.pages[:10] for s in siblings]
+    assert shared[0] == shared[1] == shared[2]
+
+
+def test_others_do_not_wait_for_a_prompt_that_they_do_not_share() -> None:
+    house = House(num_pages=128, max_batched_tokens=64)
+    house.submit([1, 2, 3, 4, *range(100, 130)])
+    house.submit([1, 2, 3, 4, *range(200, 220)])
+    assert len(house.step()) == 2
+
+
+def test_tenants_of_different_scopes_share_nothing() -> None:
+    house = House()
+    prompt = list(range(30))
+    house.submit(prompt, namespace="a")
+    house.drain()
+    other = house.submit(prompt, namespace="b")
+    house.drain()
+    assert other.cached == 0
+
+
+def test_the_longest_cached_prefix_goes_first_but_overtakes_only_so_often() -> None:
+    house = House(num_pages=256, max_running=1, max_batched_tokens=64, max_overtakes=2)
+    warm = list(range(500, 520))
+    house.submit(warm)
+    house.drain()
+    cold = house.submit(20)
+    hot = [house.submit([*warm, 900 + at]) for at in range(4)]
+    order: list[Sequence] = []
+    while house.scheduler.has_work:
+        order += [c.sequence for c in house.step() if c.sequence not in order]
+    assert order == [hot[0], hot[1], cold, hot[2], hot[3]]
+
+
+# ----------------------------------------------------------------------- memory
+
+
+def test_a_prompt_is_admitted_whole_or_not_at_all() -> None:
+    house = House(num_pages=16)
+    first = house.submit(32, answer=8)
+    house.step()
+    second = house.submit(32)
+    house.step()
+    assert first.state is State.RUNNING
+    assert second.state is State.WAITING
+    assert second.pages == []
+    house.drain()
+    assert second.state is State.FINISHED
+
+
+def test_cached_pages_make_room_for_new_prompts() -> None:
+    house = House(num_pages=16)
+    for _ in range(5):
+        house.submit(50)
+        house.drain()
+    assert house.tree.stats().evicted > 0
+
+
+def test_what_can_never_fit_is_refused_with_the_numbers() -> None:
+    house = House(num_pages=8)
+    house.submit(20, answer=13)  # 32 tokens of KV and one that is never computed on
+    with pytest.raises(BadCall, match=r"prompt \(20 tokens\).*max_tokens \(14\).*33") as caught:
+        house.submit(20, answer=14)
+    assert caught.value.param == "max_tokens"
+    house.drain()
+
+
+def test_out_of_pages_the_youngest_gives_way_and_comes_back() -> None:
+    house = House(num_pages=14, max_batched_tokens=64)
+    old = house.submit(20, answer=30)
+    house.step()
+    young = house.submit(20, answer=30)
+    while house.scheduler.num_preemptions == 0:
+        house.step()
+    assert (old.state, young.state) == (State.RUNNING, State.WAITING)
+    assert young.computed == 0
+    assert young.known > 20
+    house.drain()
+    assert young.known == old.known == 50
+
+
+def test_the_victim_is_of_the_tenant_furthest_over_its_share() -> None:
+    house = House(num_pages=14, max_batched_tokens=64)
+    greedy = house.submit(20, answer=30, tenant="greedy")
+    house.fair.charge_input("greedy", 1000)
+    modest = house.submit(20, answer=30, tenant="modest")
+    house.fair._level["modest"] = 0.0
+    while house.scheduler.num_preemptions == 0:
+        house.step()
+    assert (greedy.state, modest.state) == (State.WAITING, State.RUNNING)
+    house.drain()
+
+
+def test_two_long_answers_do_not_throw_each_other_out_for_every_page() -> None:
+    house = House(num_pages=40, max_batched_tokens=256)
+    for _ in range(4):
+        house.submit(16, answer=100)
+    house.drain()
+    assert 0 < house.scheduler.num_preemptions <= 8
+
+
+def test_a_dropped_sequence_frees_its_pages_wherever_it_stands() -> None:
+    house = House(num_pages=16)
+    running = house.submit(20)
+    waiting = house.submit(50)
+    house.step()
+    house.scheduler.drop(waiting)
+    house.scheduler.drop(running)
+    assert not house.scheduler.has_work
+    assert house.tree.pages.num_running == 0
+    check(house.tree)
+
+
+def test_pages_of_a_broken_step_are_not_published() -> None:
+    house = House()
+    sequence = house.submit(20)
+    house.scheduler.plan()
+    sequence.computed = 20  # as if advance had run on garbage
+    house.scheduler.drop(sequence, publish=False)
+    assert house.tree.stats().cached == 0
+    assert house.tree.stats().free == 64
+
+
+# ----------------------------------------------------------------------- the queue
+
+
+def test_a_full_queue_is_said_so_with_a_time_to_come_back() -> None:
+    house = House(max_waiting=2)
+    house.submit(5)
+    house.submit(5)
+    with pytest.raises(Overloaded, match="limit is 2") as caught:
+        house.submit(5)
+    assert caught.value.retry_after_s == 5.0
+    house.drain()
+
+
+def test_retry_after_follows_how_fast_requests_finish() -> None:
+    house = House(max_waiting=40)
+    for _ in range(60):
+        house.submit(2, answer=1)
+        house.step()
+    for _ in range(40):
+        house.submit(5)
+    with pytest.raises(Overloaded) as caught:
+        house.submit(5)
+    assert caught.value.retry_after_s == pytest.approx(40.0, rel=0.3)
+
+
+def test_a_flood_of_one_tenant_leaves_room_in_the_queue_for_others() -> None:
+    house = House(max_waiting=4)
+    for _ in range(4):
+        house.submit(5, tenant="flood")
+    house.submit(5, tenant="other")
+    with pytest.raises(Overloaded):
+        house.submit(5, tenant="flood")
+
+
+def test_choices_of_one_call_are_queued_all_or_none() -> None:
+    house = House(max_waiting=2)
+    with pytest.raises(Overloaded):
+        house.scheduler.submit([house.sequence(5) for _ in range(3)])
+    assert house.scheduler.num_waiting == 0
+
+
+# ----------------------------------------------------------------------- fairness
+
+
+def served_while_both_wait(
+    shares: dict[str, float], sizes: dict[str, tuple[int, int]], steps: int = 600
+) -> tuple[House, list[dict[str, float]]]:
+    """Two tenants who always have something waiting; what each was served, after each step."""
+    house = House(num_pages=64, max_running=6, max_batched_tokens=48)
+    history = []
+    for _ in range(steps):
+        for tenant, share in shares.items():
+            while len(house.scheduler._queues.get(tenant, ())) < 4:
+                prompt, answer = sizes[tenant]
+                house.submit(prompt, answer=answer, tenant=tenant, share=share)
+        house.step()
+        history.append({t: house.served.get(t, 0.0) / shares[t] for t in shares})
+    return house, history
+
+
+def test_backlogged_tenants_are_served_alike_within_the_bound_of_vtc() -> None:
+    sizes = {"long": (40, 12), "short": (4, 6)}
+    _, history = served_while_both_wait({"long": 1.0, "short": 1.0}, sizes)
+    bound = 2 * max(40, 2 * 64 * PAGE)
+    gaps = [abs(now["long"] - now["short"]) for now in history]
+    assert max(gaps) <= bound
+    assert history[-1]["long"] > 4 * bound  # or the bound would say nothing
+
+
+def test_shares_divide_the_service() -> None:
+    sizes = {"big": (16, 8), "small": (16, 8)}
+    house, _ = served_while_both_wait({"big": 3.0, "small": 1.0}, sizes)
+    assert house.served["big"] / house.served["small"] == pytest.approx(3.0, rel=0.15)
+
+
+def test_a_flood_does_not_delay_a_tenant_who_asks_now_and_then() -> None:
+    house = House(num_pages=64, max_running=4, max_waiting=500)
+    for _ in range(200):
+        house.submit(12, answer=4, tenant="flood")
+    for _ in range(10):
+        house.step()
+    modest = house.submit(12, answer=4, tenant="modest")
+    steps = 0
+    while modest.state is not State.FINISHED:
+        house.step()
+        steps += 1
+    assert steps <= 12
+    assert house.scheduler.num_waiting > 100
+
+
+# ----------------------------------------------------------------------- anything at any time
+
+OPS = st.one_of(
+    st.tuples(
+        st.just("submit"),
+        st.sampled_from(["a", "b", "c"]),
+        st.lists(st.integers(0, 1), min_size=1, max_size=24),
+        st.integers(1, 24),
+        st.integers(1, 3),
+    ),
+    st.tuples(st.just("step"), st.integers(1, 5)),
+    st.tuples(st.just("cancel"), st.integers(0, 30)),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(OPS, max_size=40), st.integers(12, 24))
+def test_whatever_comes_and_goes_every_page_is_accounted_for_and_everyone_is_served(
+    ops: list[tuple[object, ...]], num_pages: int
+) -> None:
+    house = House(num_pages=num_pages, max_running=4, max_batched_tokens=12, max_waiting=20)
+    alive: list[Sequence] = []
+    for op, *args in ops:
+        if op == "submit":
+            alive += submit_siblings(house, *args)  # type: ignore[arg-type]
+        elif op == "step":
+            for _ in range(int(args[0])):  # type: ignore[call-overload]
+                if house.scheduler.has_work:
+                    house.step()
+        elif alive:
+            house.scheduler.drop(alive.pop(int(args[0]) % len(alive)))  # type: ignore[call-overload]
+            house.check()
+    house.drain()
+    for sequence in alive:
+        assert sequence.known == sequence.max_known
+        assert sequence.tokens[sequence.num_prompt : sequence.known].tolist() == alone(sequence)
+
+
+def submit_siblings(
+    house: House, tenant: str, tokens: list[int], answer: int, count: int
+) -> list[Sequence]:
+    siblings = [house.sequence(tokens, answer, tenant, namespace=tenant) for _ in range(count)]
+    try:
+        house.scheduler.submit(siblings)
+    except (BadCall, Overloaded):
+        return []
+    return siblings
+
+
+def alone(sequence: Sequence) -> list[int]:
+    """The same answer from an empty house with room for all of it."""
+    house = House(num_pages=32)
+    answer = sequence.max_known - sequence.num_prompt
+    prompt = sequence.tokens[: sequence.num_prompt].tolist()
+    other = house.submit(prompt, answer)
+    house.drain()
+    return other.tokens[other.num_prompt : other.known].tolist()
+
+
+def test_scheduling_grows_no_faster_than_what_runs() -> None:
+    """Counts calls of the tree, not time: a step of pure decodes asks it once a page."""
+    house = House(num_pages=600, max_running=64, max_batched_tokens=2048)
+    for _ in range(64):
+        house.submit(8, answer=24)
+    house.step()
+    asked: list[int] = []
+    allocate = house.tree.allocate
+    house.tree.allocate = lambda n: asked.append(n) or allocate(n)  # type: ignore[method-assign, func-returns-value]
+    for _ in range(16):
+        house.step()
+    assert len(asked) == math.ceil(16 / PAGE)
+    assert sum(asked) == 64 * 4
