@@ -109,7 +109,8 @@ class _Flight:
 
     def leave(self, listener: _Listener) -> None:
         self.listeners.remove(listener)
-        if not self.listeners:
+        failed = self.over and not self.ended
+        if failed or not self.listeners:
             return
         self._extend_deadline()
         heirs = [other for other in self.listeners if not other.read_end]
