@@ -22,7 +22,8 @@ answer would take days to sink (bench/eviction.py shows both).
 Rejected: LRU, LFU (no ageing), sampling like Redis's (as good, but its tests are statistical),
 W-TinyLFU (admission by frequency, blind to cost and size).
 
-Price: one heap slot per entry and per rise seen at eviction; expired entries that nobody asks for
+Price: an entry whose renderer keeps a fragment grows after it was placed, and is placed anew only
+at its next hit; expired entries that nobody asks for
 stay until they sink.
 """
 
@@ -50,6 +51,8 @@ class _Entry:
     priority: float
     held_bytes: int
     uses: int = 1
+    slot: int = 0
+    """Serial number of its one live slot in the heap; slots with another number are dead."""
 
 
 class MemoryStore:
@@ -62,7 +65,7 @@ class MemoryStore:
         self._clock = clock
         self._max_uses = max_uses
         self._entries: dict[bytes, _Entry] = {}
-        self._heap: list[tuple[float, int, _Entry]] = []
+        self._heap: list[tuple[float, int, bytes]] = []
         self._pushed = 0
         self._age = 0.0
         self._held_bytes = 0
@@ -153,8 +156,9 @@ class MemoryStore:
 
     def _make_room(self) -> None:
         while self._held_bytes > self._max_bytes:
-            priority, _, entry = heapq.heappop(self._heap)
-            if self._entries.get(entry.key) is not entry:
+            priority, slot, key = heapq.heappop(self._heap)
+            entry = self._entries.get(key)
+            if entry is None or entry.slot != slot:
                 continue
             if entry.priority > priority:
                 self._push(entry)
@@ -165,16 +169,18 @@ class MemoryStore:
 
     def _push(self, entry: _Entry) -> None:
         self._pushed += 1
-        heapq.heappush(self._heap, (entry.priority, self._pushed, entry))
-        if len(self._heap) > 2 * len(self._entries) + 64:
-            self._sweep_heap()
-
-    def _sweep_heap(self) -> None:
-        """Drop the slots of entries that expired, were purged or replaced."""
-        self._heap = [slot for slot in self._heap if self._entries.get(slot[2].key) is slot[2]]
-        heapq.heapify(self._heap)
+        entry.slot = self._pushed
+        heapq.heappush(self._heap, (entry.priority, entry.slot, entry.key))
 
     def _remove(self, entry: _Entry) -> None:
         del self._entries[entry.key]
         self._held_bytes -= entry.held_bytes
         entry.recording.memo.grew = None
+        if len(self._heap) > 2 * len(self._entries) + 64:
+            self._sweep_heap()
+
+    def _sweep_heap(self) -> None:
+        """Drop the slots of entries that expired, were purged or replaced."""
+        live = {entry.slot for entry in self._entries.values()}
+        self._heap = [slot for slot in self._heap if slot[1] in live]
+        heapq.heapify(self._heap)
