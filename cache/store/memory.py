@@ -12,8 +12,11 @@ GreedyDual-Size-Frequency Caching Policy", HP Labs 1998, after Cao and Irani's G
 
 with `age` the priority of what was last evicted. New arrivals and hits are placed on top of a
 rising floor, so whatever is not asked for sinks relative to them and leaves in the end, however
-often it was used in its day. `uses` counts up to MAX_USES: unbounded, yesterday's most popular
-answer would take days to sink (bench/eviction.py shows both).
+often it was used in its day. `uses` counts up to MAX_USES, so that a burst on one question is
+forgotten after as many generations of entries at most. In bench/eviction.py this saves 41 % of all
+tokens where LRU saves 20 % (Zipf, room for 1 % of the answers), 60 against 48 % under drift and 35
+against 25 % under scans (room for 5 %); it gives up byte hit rate for that, 34 against 42 % (Zipf,
+5 %), because the largest answers are the first that it lets go.
 
     heap of (priority when pushed, …, entry)      priorities only rise, so a slot is a lower bound:
     hit      raise the entry's priority, O(1)     a hit leaves the heap alone, and an eviction puts
