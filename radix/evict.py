@@ -86,7 +86,8 @@ class RecomputeCost:
     attention costs as much as its linear layers, P / (2 · layers · q_width) for P parameters
     (8B Llama: 29k tokens). The clock is the rank of the last eviction, so it moves one unit while
     the whole cache turns over once, and worth is how many turns a leaf survives unused.
-    Worth is rounded down to a power of two: eight classes.
+    Worth is rounded down to a power of two: eight classes. On recorded traffic it saves up to a
+    third more work than LRU in a small cache, and loses hits in a large one (bench/radix_hits.py).
     """
 
     weights: Sequence[float] = tuple(float(2**k) for k in range(8))

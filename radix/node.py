@@ -18,7 +18,7 @@ hash as a child's key); one node a page keyed by a chained hash as in vLLM (each
 re-joining a node with its only child after an eviction (it would move the ends that leases
 point to, to save about 0.3 µs a match).
 
-Price. A match that ends inside an edge pays one numpy compare (about 10 µs) to find the page.
+Price. A match that ends inside an edge pays one numpy compare (about 5 µs) to find the page.
 
 Source: SGLang's RadixAttention (Zheng et al., 2024), whose edges are Python lists of tokens, and
 the rax tree of Redis, whose split cases are the model for this one.

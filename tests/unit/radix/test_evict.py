@@ -66,8 +66,8 @@ def test_a_prefix_outlives_its_extensions():
     assert not tree.roots
 
 
-def test_a_parent_inherits_the_last_use_of_what_hung_below_it():
-    """A shared beginning is as warm as the last request that passed through it."""
+def test_a_shared_beginning_is_as_warm_as_the_last_request_through_it():
+    """Nobody ends at 1 1, and still it outlives 4 4."""
     tree = tree_of()
     put(tree, 1, 1, 2, 2)
     put(tree, 1, 1, 3, 3)
@@ -75,6 +75,30 @@ def test_a_parent_inherits_the_last_use_of_what_hung_below_it():
     use(tree, 1, 1, 3, 3)
     tree.evict(2)  # 2 2, then 4 4: 1 1 is as warm as 3 3
     assert survivors(tree, (1, 1, 3, 3), (4, 4)) == [4, 0]
+
+
+def test_a_parent_inherits_the_last_use_of_its_children():
+    """Its rank counts from then, not from when a request ended at it, which was never."""
+    tree = tree_of(RecomputeCost())
+    put(tree, 9, 9)
+    tree.evict(1)  # moves the clock on, so that the next uses have a date
+    put(tree, 1, 1, 2, 2)
+    put(tree, 1, 1, 3, 3)
+    tree.evict(2)
+    put(tree, 4, 4)
+    tree.evict(1)
+    assert survivors(tree, (1, 1), (4, 4)) == [2, 0]
+
+
+def test_a_parent_inherits_the_uses_of_its_children():
+    """Four requests passed through 1 1, one through 4 4."""
+    tree = tree_of(RecomputeCost())
+    for branch in (2, 3, 5, 6):
+        put(tree, 1, 1, branch, branch)
+    tree.evict(4)
+    put(tree, 4, 4)
+    tree.evict(1)
+    assert survivors(tree, (1, 1), (4, 4)) == [2, 0]
 
 
 def test_a_parent_that_was_used_later_than_its_children_takes_its_place_among_the_leaves():

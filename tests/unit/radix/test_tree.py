@@ -1,5 +1,6 @@
 """Match, insert, allocate, drop; and what they cost as the tree grows. Pages of 2 tokens."""
 
+import gc
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -122,16 +123,17 @@ def test_duplicates_come_back_and_stay_the_callers():
 
 
 def test_inserting_what_was_matched_gives_no_duplicates():
-    """Pages with the canonical number are known already."""
+    """Pages with the canonical number are known already, with a lease or without."""
     tree = tree_of()
-    held = tree.match("a", ids(1, 2))
     put(tree, ids(1, 2))
     held = tree.match("a", ids(1, 2, 3, 4))
+    pages = np.concatenate((held.pages, tree.allocate(1)))
     with tree.lease(held) as lease:
-        pages = np.concatenate((held.pages, tree.allocate(1)))
-        done = tree.insert("a", ids(1, 2, 3, 4), pages, lease=lease)
-        assert done.duplicates.tolist() == []
-        assert done.pages.tolist() == pages.tolist()
+        for by in (None, lease, None):
+            done = tree.insert("a", ids(1, 2, 3, 4), pages, lease=by)
+            assert done.duplicates.tolist() == []
+            assert done.pages.tolist() == pages.tolist()
+            check(tree)
 
 
 def test_a_partly_filled_page_cannot_be_inserted():
@@ -235,6 +237,16 @@ def test_drop_frees_one_namespace_but_not_what_is_leased():
     assert tree.drop("a") == 2
     assert list(tree.roots) == ["b"]
     assert tree.drop("a") == 0
+
+
+def test_dropped_nodes_leave_nothing_to_collect():
+    """Parents and children name each other; the collector should not have to find that out."""
+    tree = tree_of(64)
+    for token in range(10):
+        put(tree, ids(1, 1, token, 2, 3, 3))
+    gc.collect()
+    tree.drop("a")
+    assert gc.collect() == 0
 
 
 def test_stats_account_for_every_page():
