@@ -16,7 +16,7 @@ Rejected. Comparing page lists of the sequences (O(pages) a step, and the tree k
 Keeping the segments up to date at each lease and release: the answer changes only when a sequence
 joins, leaves or moves its lease, so the engine asks then and keeps the answer between.
 
-Price. O(leases × depth): 256 leases on paths of 4 nodes take about 0.2 ms.
+Price. O(leases × depth): 256 leases on paths of 2 nodes take 65 µs.
 
 Source: Hydragen (Juravsky et al., 2024) and FlashInfer's cascade attention.
 """
