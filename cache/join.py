@@ -31,8 +31,9 @@ one may be too old for the other.
 Rejected: the first request drives and the others watch (the answer dies with its caller); a queue
 per listener (memory per slow reader; here it is one log, bounded by the answer).
 
-Price: a task and one wake-up per batch of events, for lone requests too (10 µs at least), and no
-back-pressure: a generation does not wait for its readers, its log holds the whole answer.
+Price: a task and a wake-up whenever events come, for lone requests too (30 µs for 35 events that
+are there at once, 3 µs an event of a live stream), and no back-pressure: a generation does not wait
+for its readers, its log holds the whole answer.
 """
 
 from __future__ import annotations
@@ -80,6 +81,9 @@ class _Listener:
     """Position in the flight's log."""
     told_decisions: int = 0
     read_end: bool = False
+    alarm: asyncio.TimerHandle | None = None
+    """One for its whole stay: a timeout around every wait would cost as much as the wait."""
+    out_of_time: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -109,6 +113,8 @@ class _Flight:
 
     def leave(self, listener: _Listener) -> None:
         self.listeners.remove(listener)
+        if listener.alarm is not None:
+            listener.alarm.cancel()
         failed = self.over and not self.ended
         if failed or not self.listeners:
             return
@@ -140,20 +146,26 @@ class _Flight:
                 sleeper.set_result(None)
 
     async def news(self, listener: _Listener) -> None:
-        """Return when there is something to read, or nothing more will come."""
-        if listener.next < len(self.log) or self.over:
-            return
-        sleeper: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.sleepers.append(sleeper)
-        try:
-            async with asyncio.timeout(listener.trail.remaining_s()):
-                await sleeper
-        except TimeoutError:
-            raise DeadlineExceeded(
-                "The answer was not complete at the request's deadline. "
-                "Allow more time, or ask for fewer tokens.",
-                code="deadline_exceeded",
-            ) from None
+        """Return when there is something to read, or nothing more will come. Raises
+        DeadlineExceeded when the listener's time is up before that."""
+        while listener.next >= len(self.log) and not self.over:
+            if listener.out_of_time:
+                raise DeadlineExceeded(
+                    "The answer was not complete at the request's deadline. "
+                    "Allow more time, or ask for fewer tokens.",
+                    code="deadline_exceeded",
+                )
+            loop = asyncio.get_running_loop()
+            if listener.alarm is None and listener.trail.deadline is not None:
+                remaining_s = listener.trail.remaining_s() or 0.0
+                listener.alarm = loop.call_later(remaining_s, self._run_out, listener)
+            sleeper: asyncio.Future[None] = loop.create_future()
+            self.sleepers.append(sleeper)
+            await sleeper
+
+    def _run_out(self, listener: _Listener) -> None:
+        listener.out_of_time = True
+        self.wake()
 
     async def next_event(self, listener: _Listener) -> Event | None:
         """What comes next for this listener, or None after the last. Raises the flight's failure

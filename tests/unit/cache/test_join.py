@@ -430,6 +430,17 @@ async def test_a_listener_leaves_at_its_own_deadline_and_the_rest_stay(house: Ho
     assert said(patient.heard) == "abc"
 
 
+async def test_a_deadline_that_comes_in_the_middle_ends_that_listener_only(house: House) -> None:
+    hurried = await house.ask("r1", deadline=time.monotonic() + 0.01)
+    patient = await house.ask("r2")
+    await house.model.runs[0].say(*EVENTS[:2])
+    await asyncio.wait([hurried.task])
+    assert isinstance(hurried.error, DeadlineExceeded)
+    assert hurried.start.id == "r1"
+    await house.model.runs[0].say(*EVENTS[2:], None)
+    assert said(patient.heard) == "abc"
+
+
 async def test_a_deadline_that_the_model_took_from_the_first_is_not_the_followers(
     house: House,
 ) -> None:
