@@ -58,7 +58,7 @@ from cache.store.sqlite import SqliteStore
 from tests.support.recordings import FakeClock, key_number, recording_of
 
 async def main(path, first):
-    store = SqliteStore(Path(path), 1 << 22, clock=FakeClock())
+    store = SqliteStore(Path(path), 1 << 27, clock=FakeClock())
     await store.open()
     number = first
     while True:
@@ -97,8 +97,9 @@ async def test_a_killed_writer_leaves_nothing_torn_and_loses_nothing_committed(
     for _ in range(6):
         committed = write_until_killed(path, committed, rng)
         assert integrity(path) == "ok"
-        store = await opened(path)
+        store = await opened(path, max_bytes=1 << 27)
         assert not moved_aside(tmp_path)
+        assert (await store.stats()).evicted == 0
         for number in range(committed):
             expected = recording_of(str(number), "x" * 3000, tags=("t",))
             assert await store.get(key_number(number)) == expected
