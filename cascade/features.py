@@ -2,8 +2,8 @@
 
 The embedding says what a question is about; these say what it looks like: long, multi-step, full of
 numbers, multiple choice. On GSM8K they lift a router from .60 to .66 APGR, and prompt length alone
-beats most published routers. Names are stored beside the coefficients, so a model that was fitted on
-other features is refused instead of misread.
+beats most published routers. Names are stored beside the coefficients, so a model that was fitted
+on other features is refused instead of misread.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from engine.contract import Call
 Floats = NDArray[np.float64]
 
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
-_PARTS = re.compile(r"\d/\d|\b(?:half|third|quarter|twice|double|percent|times|each|every)\b|%", re.I)
-_OPTION = re.compile(r"^\s*\(?[A-J][.):]\s", re.M)
+_PARTS = re.compile(
+    r"\d/\d|\b(?:half|third|quarter|twice|double|percent|times|each|every)\b|%", re.IGNORECASE
+)
+_OPTION = re.compile(r"^\s*\(?[A-J][.):]\s", re.MULTILINE)
 _BLANK = re.compile(r"_{2,}")
 _MAX_CHARS = 16_384
 

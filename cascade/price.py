@@ -1,8 +1,8 @@
 """What an answer costs on each model, in integer nano-USD, and what is expected before it is made.
 
-Money is integers: one dollar per million tokens is exactly 1,000 nano-USD a token, sums never drift,
-and the ledger's account closes to the last unit. Expectations are estimates and may be floats until
-they are rounded here.
+Money is integers: one dollar per million tokens is exactly 1,000 nano-USD a token, sums never
+drift, and the ledger's account closes to the last unit. Expectations are estimates and may be
+floats until they are rounded here.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ class Price:
     cached_nano: int = 0
 
     @classmethod
-    def per_mtok(cls, price_in: float, price_out: float, price_cached: float | None = None) -> Price:
+    def per_mtok(
+        cls, price_in: float, price_out: float, price_cached: float | None = None
+    ) -> Price:
         """From dollars per million tokens, as providers state prices and sluice.toml does."""
         cached = price_in if price_cached is None else price_cached
         return cls(round(price_in * 1000), round(price_out * 1000), round(cached * 1000))

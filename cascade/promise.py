@@ -11,16 +11,20 @@ along the way (it does not: the small model is sometimes the one that is right).
 
 The test decides what the promise costs. A request's loss is large − small where the cut keeps it
 small and 0 elsewhere. With right-or-wrong labels that is −1, 0 or 1, so the sum of n of them has a
-known distribution once the rate ψ of non-zero losses is known: its tail is computed exactly at
-the worst ψ within a confidence interval of error γ, and γ is added (Berger and Boos). This needs z ≈ 1.3 standard errors at δ = .1, as a normal approximation
-does, but holds at every n. Graded labels, real numbers in [0, 1], fall back to betting (Waudby-
-Smith and Ramdas): a gambler who bets against "loss ≥ ε" and multiplies the stake by 1/δ has
-refuted it; z ≈ 2.1.
+known distribution once the rate ψ of non-zero losses is known: its tail is computed exactly, at the
+worst ψ within a confidence interval of error γ, and γ is added (Berger and Boos). This needs z ≈
+1.3 standard errors at δ = .1, as a normal approximation does, but holds at every n. Graded labels,
+real numbers in [0, 1], fall back to betting (Waudby-Smith and Ramdas): a gambler who bets against
+"loss ≥ ε" and multiplies the stake by 1/δ has refuted it; z ≈ 2.1.
 
-Rejected. Hoeffding–Bentkus on losses scaled to [0, 1] ignores that most losses are 0 and pays two to
-three times as many large calls (bench/cascade.py prints all three). Conformal risk control needs a
-loss that grows with the cut, and controls only its mean over calibrations. The normal approximation
-is not a promise at n = 200.
+A request that no tested cut keeps small cannot lose anything, and needs no label. Where labels can
+be asked for (shadow runs), they are asked for in that `Region` only, and n labels count for n /
+share.
+
+Rejected. Hoeffding–Bentkus on losses scaled to [0, 1] ignores that most losses are 0 and never
+leaves always-large below some thousand labels (bench/cascade.py prints all three). Conformal risk
+control needs a loss that grows with the cut, and controls only its mean over calibrations. The
+normal approximation is not a promise at n = 200.
 
 Price. Below log δ / log(1 − ε) labels no outcome can support the promise, and none is given. The
 cuts must be fixed before these labels are seen: they come from the data that fitted the score.
@@ -52,7 +56,9 @@ class Promise:
 
     def __post_init__(self) -> None:
         if not 0.0 < self.epsilon < 1.0:
-            raise ValueError(f"epsilon must lie between 0 and 1, not {self.epsilon}: 0.01 is a point")
+            raise ValueError(
+                f"epsilon must lie between 0 and 1, not {self.epsilon}: 0.01 is a point"
+            )
         if not 2 * GAMMA < self.delta < 1.0:
             raise ValueError(f"delta must lie between {2 * GAMMA} and 1, not {self.delta}")
 
@@ -63,11 +69,31 @@ class Promise:
 
 
 @dataclass(frozen=True, slots=True)
+class Region:
+    """Labels were drawn from the requests with score ≤ `top` only, `share` of all traffic.
+
+    What is never kept small cannot lose anything and needs no label: asking where it matters makes
+    n labels worth n / share. `share` comes from unlabelled traffic (`at_most` bounds it)."""
+
+    top: float = math.inf
+    share: float = 1.0
+
+    @classmethod
+    def at_most(cls, top: float, scores: Floats) -> Region:
+        """From the scores of unlabelled traffic: `share` is an upper bound of confidence 1 − γ."""
+        inside = int(np.count_nonzero(scores <= top))
+        return cls(top, _rate_interval(inside, len(scores))[1])
+
+
+EVERYTHING = Region()
+
+
+@dataclass(frozen=True, slots=True)
 class Cut:
     """Keep a request on the small model when its score is at most `threshold`.
 
     `promised` is False where the labels support nothing bolder than always-large; `threshold` is
-    then −∞. `loss` and `large_share` are measured on the `labels` themselves.
+    then −∞. `loss` and `large_share` are measured on the `labels` themselves, of all traffic.
     """
 
     threshold: float
@@ -79,22 +105,42 @@ class Cut:
 
 
 def choose_cut(
-    scores: Floats, losses: Floats, thresholds: Sequence[float], promise: Promise
+    scores: Floats,
+    losses: Floats,
+    thresholds: Sequence[float],
+    promise: Promise,
+    region: Region = EVERYTHING,
 ) -> Cut:
     """Learn then Test. `scores` [n]; `losses` [n], large − small in [−1, 1], as if every request
     had been kept small; `thresholds` were chosen without looking at these labels."""
     best = Cut(-math.inf, False, len(scores), 1.0, 0.0, 1.0)
-    if len(scores) < promise.labels_needed:
+    allowed = promise.epsilon / region.share
+    if allowed < 1.0 and len(scores) < Promise(allowed, promise.delta).labels_needed:
         return best
-    for threshold in sorted(thresholds):
+    for threshold in sorted(t for t in thresholds if t <= region.top):
         kept = scores <= threshold
         routed = np.where(kept, losses, 0.0)
-        p_value = loss_p_value(routed, promise.epsilon)
+        p_value = loss_p_value(routed, allowed) if allowed < 1.0 else 0.0
         if p_value > promise.delta:
             break
-        share = 1.0 - float(kept.mean())
-        best = Cut(float(threshold), True, len(scores), p_value, float(routed.mean()), share)
+        large_share = 1.0 - region.share * float(kept.mean())
+        loss = region.share * float(routed.mean())
+        best = Cut(float(threshold), True, len(scores), p_value, loss, large_share)
     return best
+
+
+def cuts_worth_testing(
+    scores: Floats, losses: Floats, epsilon: float, steps: int = 60
+) -> tuple[float, ...]:
+    """Ascending cuts around where the loss should reach ε, from out-of-fold scores of the labels
+    that fitted the model. The boldest is a little past that point: beyond it no label is needed."""
+    order = np.sort(scores)
+    boldest = plug_in_cut(scores, losses, epsilon)
+    share = float((scores <= boldest).mean()) if boldest > -math.inf else 0.0
+    if share == 0.0:
+        return ()
+    shares = np.linspace(0.25 * share, min(1.0, 1.07 * share), steps)
+    return tuple(sorted({float(order[max(0, math.ceil(s * len(order)) - 1)]) for s in shares}))
 
 
 def plug_in_cut(scores: Floats, losses: Floats, epsilon: float) -> float:
@@ -145,7 +191,9 @@ def _tail(distance: float, n: int, psi: float, epsilon: float, log_factorials: F
     most = np.floor(most + 1e-9).astype(np.int64)
     spread = np.sqrt(counts * theta * (1.0 - theta))
     first = np.maximum(0, np.floor(counts * theta - 9 * spread - 9)).astype(np.int64)
-    most = np.minimum(np.minimum(most, counts), np.ceil(counts * theta + 9 * spread + 9)).astype(int)
+    most = np.minimum(np.minimum(most, counts), np.ceil(counts * theta + 9 * spread + 9)).astype(
+        int
+    )
     width = int((most - first).max()) + 1
     if width <= 0:
         return 0.0
