@@ -46,13 +46,20 @@ class Step:
     """One batch's attention. Lives for one forward pass."""
 
     def __init__(
-        self, config: DecoderConfig, pool: KVPool, rotation: Rotation, batch: Batch
+        self,
+        config: DecoderConfig,
+        pool: KVPool,
+        rotation: Rotation,
+        batch: Batch,
+        *,
+        first_chunk: int = 0,
     ) -> None:
+        """Chunks before `first_chunk` are left to a subclass."""
         self._config = config
         self._pool = pool
         self._rotation = rotation
         self._slots = torch.from_numpy(batch.slots)
-        self._spans = _spans(batch, pool.page_size)
+        self._spans = _spans(batch, pool.page_size, first_chunk)
 
     def attend(self, layer: int, qkv: Tensor, norms: HeadNorms | None) -> Tensor:
         config, kv = self._config, self._pool.layers[layer]
@@ -60,9 +67,13 @@ class Step:
         kv.k_slots.index_copy_(0, self._slots, k.flatten(1))
         kv.v_slots.index_copy_(0, self._slots, qkv[:, config.q_size + config.kv_size :])
         mixed = qkv.new_empty(len(qkv), config.heads, config.head_dim)
+        self.attend_spans(q, kv, mixed)
+        return mixed.flatten(1)
+
+    def attend_spans(self, q: Tensor, kv: LayerKV, mixed: Tensor) -> None:
+        """Fill `mixed` [rows, heads, head_dim] sequence by sequence."""
         for span in self._spans:
             mixed[span.first : span.last] = span.attend(q[span.first : span.last], kv)
-        return mixed.flatten(1)
 
 
 def rotated_heads(
@@ -121,7 +132,7 @@ def _mask(rows: int, length: int) -> Tensor | None:
     return torch.ones(rows, length, dtype=torch.bool).tril_(length - rows)
 
 
-def _spans(batch: Batch, page_size: int, first_chunk: int = 0) -> list[Span]:
+def _spans(batch: Batch, page_size: int, first_chunk: int) -> list[Span]:
     spans = []
     for chunk in range(first_chunk, len(batch.chunks)):
         length = int(batch.kv_lengths[chunk])
