@@ -295,3 +295,69 @@ async def test_what_is_read_often_outlives_what_is_not(tmp_path: Path) -> None:
     assert await store.get(key_number(0)) is not None
     assert (await store.stats()).evicted > 50
     await store.close()
+
+
+def malformed() -> sqlite3.DatabaseError:
+    error = sqlite3.DatabaseError("malformed")
+    error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+    return error
+
+
+async def test_many_reads_that_find_the_file_broken_replace_it_once(tmp_path: Path) -> None:
+    told: list[str] = []
+    store = await opened(tmp_path / "cache.db", on_event=told.append)
+    for number in range(5):
+        await store.put(key_number(number), recording_of("a"))
+    await store.flush()
+    read = store._reader.read
+
+    def broken(key: bytes) -> Recording | None:
+        raise malformed()
+
+    store._reader.read = broken  # type: ignore[method-assign]
+    gets = [store.get(key_number(number)) for number in range(5)]
+    results = await asyncio.gather(*gets, return_exceptions=True)
+    assert [type(result) for result in results] == [StoreFault] * 5
+    store._reader.read = read  # type: ignore[method-assign]
+    await store.flush()
+    assert len(told) == 1
+    assert (await store.stats()).entries == 0
+    await store.put(key_number(9), recording_of("b"))
+    await store.flush()
+    assert await store.get(key_number(9)) == recording_of("b")
+    await store.close()
+
+
+async def test_a_write_that_finds_the_file_broken_replaces_it(tmp_path: Path) -> None:
+    told: list[str] = []
+    store = await opened(tmp_path / "cache.db", on_event=told.append)
+    write = store._file.write
+
+    def broken(batch: object) -> None:
+        raise malformed()
+
+    store._file.write = broken  # type: ignore[method-assign, assignment]
+    await store.put(key_number(1), recording_of("lost"))
+    await store.flush()
+    store._file.write = write  # type: ignore[method-assign]
+    assert any("was moved to" in text for text in told)
+    await store.put(key_number(2), recording_of("kept"))
+    await store.flush()
+    assert await store.get(key_number(2)) == recording_of("kept")
+    await store.close()
+
+
+async def test_a_purge_that_fails_says_so_and_the_store_goes_on(tmp_path: Path) -> None:
+    store = await opened(tmp_path / "cache.db")
+    purge = store._file.purge
+
+    def locked(which: Which) -> int:
+        raise sqlite3.OperationalError("database is locked")
+
+    store._file.purge = locked  # type: ignore[method-assign]
+    with pytest.raises(StoreFault, match="Nothing was purged"):
+        await store.purge(Which())
+    store._file.purge = purge  # type: ignore[method-assign]
+    await store.put(key_number(1), recording_of("a"))
+    assert await store.purge(Which()) == 1
+    await store.close()
