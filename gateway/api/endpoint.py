@@ -15,18 +15,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
-from engine.contract import Answer, Answerer, AnswerError, Call, End, Failed, Start, Trail
+import msgspec
+
+from engine.contract import Answer, Answerer, AnswerError, Call, End, Failed, Json, Start, Trail
 from gateway.api.body import check_length, read_body
 from gateway.api.drive import drive
 from gateway.api.exchange import Exchange, Ids
 from gateway.api.fanout import answer_all
-from gateway.api.watch import Heartbeat, Watch
+from gateway.api.watch import Watch
 from gateway.asgi import Receive, Scope, Send
-from gateway.catalog import Catalog, scope_of
+from gateway.catalog import Catalog, Place, scope_of
 from gateway.drain import Drain
 from gateway.errors import our_mistake
 from gateway.observe.ledger import Ledger, refusal
@@ -44,11 +45,14 @@ FLUSH_BYTES = 64 * 1024
 """A burst larger than this is sent in pieces, so that a slow reader costs no more than that."""
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """A parsed request. `calls` are not yet resolved; there are several only for text prompts."""
+class Asked(msgspec.Struct, frozen=True):
+    """A parsed request. `calls` makes its Calls once it is known where they are answered; there
+    are several only for text prompts."""
 
-    calls: tuple[Call, ...]
+    model: str
+    max_tokens: int | None
+    extra: Json | None
+    calls: Callable[[Place], tuple[Call, ...]]
     surface: Surface
     stream: bool
     include_usage: bool
@@ -83,10 +87,10 @@ class Endpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         edge = self._edge
         watch = Watch(receive, asyncio.get_running_loop())
-        exchange = Exchange(scope, receive, send, edge.ids.new(), watch)
+        exchange = Exchange(scope, receive, send, edge.ids.new(), watch, edge.server)
         try:
             edge.drain.enter(watch)
-            await self._serve(exchange)
+            await drive(self._serve(exchange), exchange.before_wait)
         except AnswerError as error:
             await self._fail(exchange, error)
         except asyncio.CancelledError:
@@ -98,7 +102,7 @@ class Endpoint:
             edge.log.error("request broke", id=exchange.id, exc_info=True)
             await self._fail(exchange, our_mistake(exchange.id))
         finally:
-            watch.stop()
+            exchange.stop()
             edge.drain.leave(watch)
             _log(edge.log, exchange)
 
@@ -108,19 +112,12 @@ class Endpoint:
         tenant = edge.keys.tenant(given.get(b"authorization"))
         exchange.tenant = tenant.name
         check_length(given.get(b"content-length"), edge.server.max_body_bytes)
-        body = await drive(
-            read_body(exchange.receive, edge.server.max_body_bytes),
-            lambda: exchange.watch.arm_for_body(edge.server.body_timeout_s),
-        )
+        body = await read_body(exchange.receive, edge.server.max_body_bytes)
         asked = self._parse(body)
         trail = self._trail(exchange, tenant)
-        calls = self._resolve(exchange, asked, tenant, trail)
-        look = Look(
-            calls[0].fingerprint,
-            sum(call.n for call in calls),
-            calls[0].logprobs,
-            asked.include_usage,
-        )
+        calls = asked.calls(self._place(exchange, asked, tenant, trail))
+        first = calls[0]
+        look = Look(first.fingerprint, first.n * len(calls), first.logprobs, asked.include_usage)
         exchange.booked = True
         answer = answer_all(edge.answerer, calls, trail)
         if asked.stream:
@@ -141,25 +138,20 @@ class Endpoint:
         exchange.trail = trail
         return trail
 
-    def _resolve(
-        self, exchange: Exchange, asked: Asked, tenant: Tenant, trail: Trail
-    ) -> tuple[Call, ...]:
-        """Scope, model and clamps. Who keeps users apart and does not name one shares nothing."""
+    def _place(self, exchange: Exchange, asked: Asked, tenant: Tenant, trail: Trail) -> Place:
+        """Model, scope and clamps. Who keeps users apart and does not name one shares nothing."""
         scope = scope_of(tenant, asked.user)
         if scope is None:
             scope = f"alone:{exchange.id}"
             trail.directives = replace(trail.directives, no_store=True)
-        raw = exchange.given.get(b"sluice-route")
-        route = raw.decode("latin-1") if raw else None
-        catalog = self._edge.catalog
-        return tuple([catalog.resolve(call, tenant, scope, route) for call in asked.calls])
+        route = exchange.given.get(b"sluice-route")
+        model = route.decode("latin-1") if route else asked.model
+        return self._edge.catalog.place(model, asked.max_tokens, asked.extra, tenant, scope)
 
     async def _whole(
         self, exchange: Exchange, answer: Answer, surface: Surface, look: Look, trail: Trail
     ) -> None:
-        deadline, watch = trail.deadline, exchange.watch
-        assert deadline is not None
-        collected = await drive(collect(answer), lambda: watch.arm(deadline))
+        collected = await collect(answer)
         exchange.start, exchange.usage = collected.start, collected.usage
         exchange.limits = self._edge.limits.headers(trail.tenant)
         await exchange.send_whole(whole(surface, collected, look))
@@ -168,21 +160,7 @@ class Endpoint:
         self, exchange: Exchange, answer: Answer, writer: ChunkWriter, trail: Trail
     ) -> None:
         exchange.streaming = True
-        heartbeat = Heartbeat(self._edge.server.heartbeat_s, exchange.beat)
-
-        def before_wait() -> Coroutine[Any, Any, None] | None:
-            assert trail.deadline is not None
-            exchange.watch.arm(trail.deadline)
-            heartbeat.arm()
-            if not exchange.has_pending:
-                return None
-            heartbeat.wrote()
-            return exchange.flush()
-
-        try:
-            await drive(self._pump(exchange, answer, writer, trail), before_wait)
-        finally:
-            heartbeat.stop()
+        await self._pump(exchange, answer, writer, trail)
         exchange.put(b": Server-Timing: " + server_timing(trail.spans_ms) + b"\n\n" + DONE)
         await exchange.flush(last=True)
 

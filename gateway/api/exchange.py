@@ -7,13 +7,15 @@ and therefore whether a failure is a status or an event inside the stream.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from itertools import count
+from typing import Any
 
 from engine.contract import AnswerError, Start, Trail, Usage
-from gateway.api.watch import Watch
+from gateway.api.watch import Heartbeat, Watch
 from gateway.asgi import JSON, Receive, Scope, Send, respond
 from gateway.errors import CLIENT_GONE, Headers, body_of, reply_of
+from gateway.settings import Server
 from gateway.wire.headers import cache_status, server_timing
 
 EVENT_STREAM = (b"content-type", b"text/event-stream; charset=utf-8")
@@ -51,10 +53,13 @@ class Exchange:
     """Owned by the task that answers the request."""
 
     __slots__ = (
+        "_heartbeat",
         "_pending",
         "_send",
         "_sending",
+        "_server",
         "_shown_id",
+        "_watch",
         "booked",
         "client_id",
         "given",
@@ -69,10 +74,11 @@ class Exchange:
         "tenant",
         "trail",
         "usage",
-        "watch",
     )
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, own_id: str, watch: Watch):
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, own_id: str, watch: Watch, server: Server
+    ) -> None:
         self.started = time.perf_counter()
         self.receive = receive
         self._send = send
@@ -83,7 +89,9 @@ class Exchange:
         theirs = self.given.get(b"x-request-id")
         self.client_id = theirs.decode() if theirs and _is_id(theirs) else None
         self._shown_id = theirs if theirs and self.client_id else own_id.encode()
-        self.watch = watch
+        self._server = server
+        self._watch = watch
+        self._heartbeat: Heartbeat | None = None
         self.tenant = ""
         self.limits: Headers = []
         self.trail: Trail | None = None
@@ -96,6 +104,27 @@ class Exchange:
         """Whether the ledger's layer has taken this request over."""
         self._pending: list[bytes] = []
         self._sending = False
+
+    # ---------------------------------------------------------------- while it waits
+
+    def before_wait(self) -> Coroutine[Any, Any, None] | None:
+        """Called by drive.py whenever this request is about to wait, for whatever it is: bound the
+        time, listen for a hang-up, and send what is ready."""
+        if self.trail is None:
+            self._watch.arm_for_body(self._server.body_timeout_s)
+            return None
+        assert self.trail.deadline is not None
+        self._watch.arm(self.trail.deadline)
+        if not self.streaming:
+            return None
+        if self._heartbeat is None:
+            self._heartbeat = Heartbeat(self._server.heartbeat_s, self._beat)
+        return self.flush() if self._pending and not self._sending else None
+
+    def stop(self) -> None:
+        self._watch.stop()
+        if self._heartbeat is not None:
+            self._heartbeat.stop()
 
     # ---------------------------------------------------------------- one piece
 
@@ -130,10 +159,6 @@ class Exchange:
         if chunk:
             self._pending.append(chunk)
 
-    @property
-    def has_pending(self) -> bool:
-        return bool(self._pending)
-
     async def flush(self, last: bool = False) -> None:
         """Send everything that was put, in one write, after the head if it has not left."""
         self._sending = True
@@ -144,10 +169,14 @@ class Exchange:
             await self._send({"type": "http.response.start", "status": 200, "headers": headers})
         body = b"".join(self._pending)
         self._pending.clear()
+        if last:
+            self.stop()
         await self._send({"type": "http.response.body", "body": body, "more_body": not last})
         self._sending = False
+        if self._heartbeat is not None:
+            self._heartbeat.wrote()
 
-    async def beat(self) -> None:
+    async def _beat(self) -> None:
         """A comment on a silent stream. Before the head nothing can be said, and while something
         is being sent nothing needs to be."""
         if self.head_sent and not self._sending:

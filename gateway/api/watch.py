@@ -109,18 +109,13 @@ class Heartbeat:
         self._send = send
         self._quiet_since = self._loop.time()
         self._sending: asyncio.Task[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
-
-    def arm(self) -> None:
-        if self._timer is None:
-            self._timer = self._loop.call_later(self._every_s, self._tick)
+        self._timer = self._loop.call_later(every_s, self._tick)
 
     def wrote(self) -> None:
         self._quiet_since = self._loop.time()
 
     def stop(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+        self._timer.cancel()
         if self._sending is not None:
             self._sending.cancel()
 

@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Meta
 
 from engine.contract import BadCall, Call, Json, Message, Part, ToolCall
+from gateway.catalog import Place
 from gateway.wire.parse import Decoder, canonical
 from gateway.wire.sampling import KEY, Common, check_stream, sampling_of, stops_of
 from gateway.wire.sampling import ROLES as COMMON_ROLES
@@ -133,21 +134,29 @@ def new_decoder() -> Decoder[ChatRequest]:
     return Decoder(ChatRequest)
 
 
-def call_of(request: ChatRequest, extra: Json | None) -> Call:
-    """What is asked. Model, scope and fingerprint are resolved later (gateway/catalog.py)."""
+def max_tokens_of(request: ChatRequest) -> int | None:
+    both = (request.max_completion_tokens, request.max_tokens)
+    if None not in both and both[0] != both[1]:
+        raise BadCall("max_tokens and max_completion_tokens disagree; send one of them.",
+                      param="max_tokens")  # fmt: skip
+    return both[0] or both[1]
+
+
+def call_of(request: ChatRequest, extra: Json | None, place: Place) -> Call:
+    """What is asked, where it is answered."""
     _refuse(request)
-    wants_top = request.top_logprobs or 0
     return Call(
         kind="chat",
-        model=request.model,
-        scope="",
+        model=place.model,
+        scope=place.scope,
+        fingerprint=place.fingerprint,
         messages=tuple([_message(message, i) for i, message in enumerate(request.messages)]),
         sampling=sampling_of(request),
         n=request.n or 1,
-        max_tokens=request.max_completion_tokens or request.max_tokens,
+        max_tokens=place.max_tokens,
         stop=stops_of(request),
         logprobs=bool(request.logprobs),
-        top_logprobs=wants_top,
+        top_logprobs=request.top_logprobs or 0,
         tools=_canonical_tools(request),
         tool_choice=_canonical_choice(request),
         parallel_tool_calls=request.parallel_tool_calls is not False,
@@ -170,10 +179,6 @@ def _refuse(request: ChatRequest) -> None:
     if request.modalities and request.modalities != ["text"]:
         raise BadCall('modalities: these models answer in text only; send ["text"].',
                       param="modalities", code="unsupported_modality")  # fmt: skip
-    both = (request.max_tokens, request.max_completion_tokens)
-    if None not in both and both[0] != both[1]:
-        raise BadCall("max_tokens and max_completion_tokens disagree; send one of them.",
-                      param="max_tokens")  # fmt: skip
 
 
 def _message(raw: RequestMessage, index: int) -> Message:

@@ -13,6 +13,7 @@ from typing import Annotated
 from msgspec import Meta
 
 from engine.contract import BadCall, Call, Json
+from gateway.catalog import Place
 from gateway.wire.parse import Decoder
 from gateway.wire.sampling import KEY, Common, check_stream, sampling_of, stops_of
 from gateway.wire.sampling import ROLES as COMMON_ROLES
@@ -48,7 +49,11 @@ def new_decoder() -> Decoder[CompletionRequest]:
     return Decoder(CompletionRequest)
 
 
-def calls_of(request: CompletionRequest, extra: Json | None) -> tuple[Call, ...]:
+def max_tokens_of(request: CompletionRequest) -> int:
+    return request.max_tokens or DEFAULT_MAX_TOKENS
+
+
+def calls_of(request: CompletionRequest, extra: Json | None, place: Place) -> tuple[Call, ...]:
     """One Call per prompt, in order."""
     _refuse(request)
     sampling = sampling_of(request)
@@ -56,12 +61,13 @@ def calls_of(request: CompletionRequest, extra: Json | None) -> tuple[Call, ...]
     return tuple(
         Call(
             kind="text",
-            model=request.model,
-            scope="",
+            model=place.model,
+            scope=place.scope,
+            fingerprint=place.fingerprint,
             prompt=prompt,
             sampling=sampling,
             n=request.n or 1,
-            max_tokens=request.max_tokens or DEFAULT_MAX_TOKENS,
+            max_tokens=place.max_tokens,
             stop=stops,
             logprobs=request.logprobs is not None,
             top_logprobs=request.logprobs or 0,

@@ -27,7 +27,8 @@ def words(call: Call) -> list[str]:
 
 class FakeModel:
     """Answers every call with `say(call)`. Counts calls, notes those that were closed early, and
-    can wait (`pause_s` before each piece) or raise (`error` before Start, `late_error` after)."""
+    can wait (`pause_s` before each piece) or raise (`error` before Start, `late_error` after).
+    A bench does not `keep` its calls."""
 
     def __init__(
         self,
@@ -38,16 +39,19 @@ class FakeModel:
         error: Exception | None = None,
         late_error: Exception | None = None,
         end: bool = True,
+        keep: bool = True,
     ) -> None:
         self.say, self.name, self.pause_s, self.end = say, name, pause_s, end
+        self.keep = keep
         self.error, self.late_error = error, late_error
         self.calls: list[Call] = []
         self.trails: list[Trail] = []
         self.closed_early = 0
 
     async def __call__(self, call: Call, trail: Trail) -> Answer:
-        self.calls.append(call)
-        self.trails.append(trail)
+        if self.keep:
+            self.calls.append(call)
+            self.trails.append(trail)
         if self.error is not None:
             raise self.error
         pieces = self.say(call)

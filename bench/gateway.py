@@ -1,0 +1,377 @@
+"""What the gateway itself costs: exact hits and passes, JSON and streams, beside two references.
+
+    python bench/gateway.py                    # everything, about five minutes
+    python bench/gateway.py --seconds 3 --only sluice
+
+Method. The server runs alone on core 0, wrk on core 1, so a rate is a rate per core. One process.
+Every layer is on: keys, limits, ledger, metrics, exact cache, join, and JSON logs at info (into a
+file). The model is a fake that answers at once with 35 pieces (110 tokens as SSE chunks go), so that
+what is measured is the gateway. Rows:
+
+    exact hit     one prompt, asked again and again
+    miss          every prompt is new: the whole onion, the join's task, and storing the answer
+    pass          `Cache-Control: no-store`: the whole onion and nothing kept
+    bare ASGI     reference: uvicorn, parse, canonical SHA-256, a dict; a canned response
+    Starlette     the same as a Starlette route
+
+CPU per request is user + system time of the server process from /proc over the requests served;
+memory is the proportional set size when the cell ends. `other` is the share of core 0 that went to
+other processes meanwhile: numbers with more than a few percent there are not worth quoting.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+KEY = "sk-bench-0123456789abcdef0123456789abcdef"
+PORT = 18_080
+PIECES = [f"word{i} and then {i} " for i in range(35)]
+PROMPT = "Explain in a few sentences why the sky is blue, and why it is red in the evening."
+SERVERS = ("sluice", "asgi", "starlette")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One measured cell. Latencies in ms, memory in MiB."""
+
+    server: str
+    what: str
+    shape: str
+    connections: int
+    rps: float
+    p50_ms: float
+    p99_ms: float
+    cpu_ms: float
+    pss_mib: float
+    other_cpu: float
+    errors: int
+
+
+# --------------------------------------------------------------------------- the servers
+
+
+def serve(name: str, port: int) -> None:
+    """Run one server on core 0 until it is told to stop."""
+    os.sched_setaffinity(0, {0})
+    sys.path.insert(0, str(ROOT))
+    {"sluice": _serve_sluice, "asgi": _serve_asgi, "starlette": _serve_starlette}[name](port)
+
+
+def _serve_sluice(port: int) -> None:
+    import uvloop
+
+    from gateway.assemble import assemble
+    from gateway.backend import PlainBackend
+    from gateway.catalog import ModelCard
+    from gateway.observe.logs import LineWriter, build_log
+    from gateway.server import build_server
+    from gateway.settings import ExactCache, Model, Server, Settings, Tenant
+    from tests.support.fake import FakeModel
+
+    tenant = Tenant(
+        name="bench",
+        keys=(hashlib.sha256(KEY.encode()).hexdigest(),),
+        rpm=1_000_000_000,
+        max_concurrent=10_000,
+    )
+    settings = Settings(
+        server=Server(port=port),
+        models={name: Model(path=ROOT) for name in ("small", "large")},
+        exact=ExactCache(store="memory://"),
+        tenants=(tenant,),
+    )
+    fakes = {name: FakeModel(lambda _: PIECES, name=name, keep=False) for name in settings.models}
+    cards = {name: ModelCard(name, "0" * 64, 8192, 0.5, 2.0) for name in fakes}
+    with tempfile.TemporaryFile() as sink:
+        writer = LineWriter(sink)
+        log = build_log(writer, "info", as_json=True)
+        system = assemble(settings, PlainBackend(fakes, cards), log)
+        server = build_server(system.app, settings.server, system.drain, log)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(server.serve())
+        writer.close()
+
+
+def _canned() -> tuple[bytes, bytes]:
+    """A whole answer and a stream, as the references send them."""
+    choice = {"index": 0, "message": {"role": "assistant", "content": "".join(PIECES)}}
+    head = {"id": "chatcmpl-1", "created": 1, "model": "large"}
+    whole = json.dumps({**head, "object": "chat.completion", "choices": [choice]}).encode()
+    chunks = [
+        {**head, "choices": [{"index": 0, "delta": {"content": piece}}]} for piece in PIECES
+    ]
+    stream = b"".join(b"data: %s\n\n" % json.dumps(chunk).encode() for chunk in chunks)
+    return whole, stream + b"data: [DONE]\n\n"
+
+
+class _Reference:
+    """Parse, canonical SHA-256, dict: what any cache in Python must at least do."""
+
+    def __init__(self) -> None:
+        self._kept: dict[bytes, tuple[bytes, bytes]] = {}
+        self._canned = _canned()
+
+    def answer(self, body: bytes) -> tuple[bytes, bytes]:
+        """(body, content type)"""
+        import orjson
+
+        request = orjson.loads(body)
+        stream = request.pop("stream", False)
+        packed = orjson.dumps(request, option=orjson.OPT_SORT_KEYS)
+        whole, chunks = self._kept.setdefault(hashlib.sha256(packed).digest(), self._canned)
+        return (chunks, b"text/event-stream") if stream else (whole, b"application/json")
+
+
+def _run_uvicorn(app: Any, port: int) -> None:
+    import uvicorn
+
+    uvicorn.run(app, port=port, loop="uvloop", http="httptools", ws="none", access_log=False,
+                log_level="warning", lifespan="off")  # fmt: skip
+
+
+def _serve_asgi(port: int) -> None:
+    reference = _Reference()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        body = b""
+        while True:
+            message = await receive()
+            body += message.get("body", b"")
+            if not message.get("more_body"):
+                break
+        answer, kind = reference.answer(body)
+        headers = [(b"content-type", kind), (b"content-length", b"%d" % len(answer))]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": answer})
+
+    _run_uvicorn(app, port)
+
+
+def _serve_starlette(port: int) -> None:
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import Response
+    from starlette.routing import Route
+
+    reference = _Reference()
+
+    async def chat(request: Request) -> Response:
+        answer, kind = reference.answer(await request.body())
+        return Response(answer, media_type=kind.decode())
+
+    _run_uvicorn(Starlette(routes=[Route("/v1/chat/completions", chat, methods=["POST"])]), port)
+
+
+# --------------------------------------------------------------------------- the load
+
+LUA = """
+local n = 0
+local body = %(body)s
+wrk.method = "POST"
+wrk.headers["Content-Type"] = "application/json"
+wrk.headers["Authorization"] = "Bearer %(key)s"
+%(headers)s
+request = function()
+  n = n + 1
+  local text = body
+  if %(unique)s then text = string.gsub(body, "@", tostring(n) .. "-" .. "%(salt)s") end
+  return wrk.format(nil, nil, nil, text)
+end
+done = function(summary, latency)
+  io.write(string.format("RESULT %%d %%d %%d %%d %%d\\n", summary.requests, summary.duration,
+    latency:percentile(50), latency:percentile(99),
+    summary.errors.status + summary.errors.connect + summary.errors.read + summary.errors.timeout))
+end
+"""
+
+
+def load(what: str, stream: bool, connections: int, seconds: int, port: int) -> list[int]:
+    """Run wrk on core 1: [requests, duration µs, p50 µs, p99 µs, errors]."""
+    request = {
+        "model": "large",
+        "messages": [
+            {"role": "system", "content": "You are a helpful assistant."},
+            {"role": "user", "content": f"@ {PROMPT}"},
+        ],
+        "max_tokens": 256,
+        "temperature": 0,
+        "stream": stream,
+    }
+    script = LUA % {
+        "body": json.dumps(json.dumps(request)),
+        "key": KEY,
+        "unique": "true" if what == "miss" else "false",
+        "salt": f"{time.time():.6f}",
+        "headers": 'wrk.headers["Cache-Control"] = "no-store"' if what == "pass" else "",
+    }
+    with tempfile.NamedTemporaryFile("w", suffix=".lua") as file:
+        file.write(script)
+        file.flush()
+        command = ["taskset", "-c", "1", "wrk", "-t1", f"-c{connections}", f"-d{seconds}s",
+                   "-s", file.name, f"http://127.0.0.1:{port}/v1/chat/completions"]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found = re.search(r"RESULT (\d+) (\d+) (\d+) (\d+) (\d+)", done.stdout)
+    if found is None:
+        raise SystemExit(f"wrk said nothing that can be read:\n{done.stdout}{done.stderr}")
+    return [int(number) for number in found.groups()]
+
+
+def cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def core_busy_seconds(core: int) -> float:
+    """User, nice, system, irq, softirq and steal time of a core."""
+    line = next(
+        one for one in Path("/proc/stat").read_text().splitlines() if one.startswith(f"cpu{core} ")
+    )
+    fields = [int(text) for text in line.split()[1:]]
+    return sum(fields[i] for i in (0, 1, 2, 5, 6, 7)) / os.sysconf("SC_CLK_TCK")
+
+
+def pss_mib(pid: int) -> float:
+    found = re.search(r"^Pss:\s+(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
+    return int(found.group(1)) / 1024 if found else float("nan")
+
+
+def measure(server: str, pid: int, what: str, stream: bool, connections: int, seconds: int,
+            port: int) -> Cell:  # fmt: skip
+    load(what, stream, connections, 1, port)
+    busy, own, began = core_busy_seconds(0), cpu_seconds(pid), time.perf_counter()
+    requests, micros, p50, p99, errors = load(what, stream, connections, seconds, port)
+    wall = time.perf_counter() - began
+    used = cpu_seconds(pid) - own
+    other = max(0.0, core_busy_seconds(0) - busy - used) / wall
+    return Cell(
+        server=server,
+        what=what,
+        shape="stream" if stream else "json",
+        connections=connections,
+        rps=requests / (micros / 1e6),
+        p50_ms=p50 / 1e3,
+        p99_ms=p99 / 1e3,
+        cpu_ms=used * 1e3 / max(1, requests),
+        pss_mib=pss_mib(pid),
+        other_cpu=other,
+        errors=errors,
+    )
+
+
+def started(server: str, port: int) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen([sys.executable, __file__, "--serve", server, "--port", str(port)])
+    url = f"http://127.0.0.1:{port}/healthz"
+    for _ in range(200):
+        try:
+            urllib.request.urlopen(url, timeout=1).close()
+        except urllib.error.HTTPError:
+            return process
+        except OSError:
+            time.sleep(0.1)
+            continue
+        return process
+    process.kill()
+    raise SystemExit(f"{server} did not start")
+
+
+def run(servers: Sequence[str], whats: Sequence[str], seconds: int, port: int) -> list[Cell]:
+    cells = []
+    for server in servers:
+        process = started(server, port)
+        try:
+            for what in whats if server == "sluice" else ("hit",):
+                for stream in (False, True):
+                    for connections in (1, 32):
+                        cell = measure(server, process.pid, what, stream, connections, seconds,
+                                       port)  # fmt: skip
+                        cells.append(cell)
+                        print(line_of(cell), flush=True)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(10)
+    return cells
+
+
+TITLE = f"{'server':10} {'what':5} {'shape':7} {'c':>3} {'rps':>8} {'p50 ms':>8} {'p99 ms':>8} \
+{'CPU ms':>8} {'PSS MiB':>8} {'other':>6} {'errors':>6}"
+
+
+def line_of(cell: Cell) -> str:
+    return (
+        f"{cell.server:10} {cell.what:5} {cell.shape:7} {cell.connections:3} {cell.rps:8.0f} "
+        f"{cell.p50_ms:8.3f} {cell.p99_ms:8.3f} {cell.cpu_ms:8.4f} {cell.pss_mib:8.1f} "
+        f"{cell.other_cpu:6.1%} {cell.errors:6}"
+    )
+
+
+def verdict(cells: Sequence[Cell]) -> list[str]:
+    """The goals, and what became of them."""
+
+    def find(server: str, what: str, shape: str, connections: int) -> Cell | None:
+        wanted = (server, what, shape, connections)
+        return next(
+            (c for c in cells if (c.server, c.what, c.shape, c.connections) == wanted), None
+        )
+
+    hit, one = find("sluice", "hit", "json", 32), find("sluice", "hit", "json", 1)
+    stream, reference = find("sluice", "hit", "stream", 32), find("starlette", "hit", "json", 32)
+    passed, bare = find("sluice", "pass", "json", 32), find("asgi", "hit", "json", 32)
+    told = []
+    if hit and reference:
+        told.append(f"exact hit / Starlette at c=32: {hit.rps / reference.rps:.2f} (goal 0.50)")
+    if one:
+        told.append(f"exact hit at c=1: p50 {one.p50_ms:.3f} (0.25), p99 {one.p99_ms:.3f} (0.60)")
+    if stream:
+        told.append(f"stream hit at c=32: {stream.rps:.0f} rps (goal 6000)")
+    if passed and bare:
+        own = passed.cpu_ms - bare.cpu_ms
+        told.append(f"pass over bare ASGI, CPU ms: {own:.3f} (the onion's own cost; goal 0.100)")
+    return told
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--serve", choices=SERVERS, help=argparse.SUPPRESS)
+    parser.add_argument("--port", type=int, default=PORT)
+    parser.add_argument("--seconds", type=int, default=8, help="of load in each cell")
+    parser.add_argument("--only", choices=SERVERS, help="one server")
+    parser.add_argument("--what", choices=("hit", "miss", "pass"), help="one kind of request")
+    parser.add_argument("--save", type=Path, default=Path("bench/results/gateway.json"))
+    asked = parser.parse_args()
+    if asked.serve:
+        serve(asked.serve, asked.port)
+        return
+    if shutil.which("wrk") is None or len(os.sched_getaffinity(0)) < 2:
+        raise SystemExit("This bench needs wrk (apt-get install wrk) and two cores.")
+    print(TITLE)
+    servers = (asked.only,) if asked.only else SERVERS
+    whats = (asked.what,) if asked.what else ("hit", "miss", "pass")
+    cells = run(servers, whats, asked.seconds, asked.port)
+    print(*verdict(cells), sep="\n")
+    asked.save.parent.mkdir(parents=True, exist_ok=True)
+    machine = {"python": platform.python_version(), "cores": os.cpu_count()}
+    asked.save.write_text(
+        json.dumps({"machine": machine, "cells": [asdict(cell) for cell in cells]}, indent=1)
+    )
+
+
+if __name__ == "__main__":
+    main()
