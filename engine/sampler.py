@@ -28,8 +28,9 @@ from torch import Tensor
 
 from engine.sequence import Sampled, SamplingParams, Sequence
 
-CANDIDATES = 1024
-"""How many of the likeliest tokens are sorted first; a threshold beyond them sorts them all."""
+CANDIDATES = (64, 1024)
+"""How many of the likeliest tokens a cut is looked for among, before all are sorted: 32 rows of
+12,288 take 0.7 and 3.8 ms this way and 19 ms sorted."""
 
 
 class Sampler:
@@ -58,16 +59,17 @@ def uniform(seed: int, position: int) -> float:
 
 
 def _choose(logits: Tensor, sequences: list[Sequence]) -> list[int]:
+    scores = logits.float()
     changed = [row for row, s in enumerate(sequences) if _changes_logits(s.params)]
     if changed:
-        logits = logits.float() if logits.dtype != torch.float32 else logits.clone()
+        scores = scores.clone() if scores is logits else scores
         for row in changed:
-            _apply_penalties(logits[row], sequences[row])
-            _apply_bias(logits[row], sequences[row].params)
-    tokens: list[int] = logits.argmax(dim=-1).tolist()
+            _apply_penalties(scores[row], sequences[row])
+            _apply_bias(scores[row], sequences[row].params)
+    tokens: list[int] = scores.numpy().argmax(axis=-1).tolist()  # a tenth of torch's time
     random = [row for row, s in enumerate(sequences) if not _greedy(s.params)]
     if random:
-        drawn = _draw_rows(logits[random].float(), [sequences[row] for row in random])
+        drawn = _draw_rows(scores[random], [sequences[row] for row in random])
         for row, token in zip(random, drawn, strict=True):
             tokens[row] = token
     return tokens
@@ -115,8 +117,8 @@ def _draw_rows(logits: Tensor, sequences: list[Sequence]) -> list[int]:
         part = probabilities[cut]
         least = _thresholds(part, [sequences[row] for row in cut])
         probabilities[cut] = part.masked_fill_(part < least, 0.0)
-    cumulative = probabilities.cumsum(dim=-1, dtype=torch.float64)
-    at = torch.tensor([[uniform(s.params.seed, s.known)] for s in sequences], dtype=torch.float64)
+    cumulative = probabilities.cumsum(dim=-1)  # torch adds up in fp64 and rounds each sum
+    at = torch.tensor([[uniform(s.params.seed, s.known)] for s in sequences])
     found = torch.searchsorted(cumulative, at * cumulative[:, -1:], right=True)
     return _last_possible(found, probabilities)
 
@@ -136,22 +138,26 @@ def _cuts(params: SamplingParams) -> bool:
 def _thresholds(probabilities: Tensor, sequences: list[Sequence]) -> Tensor:
     """The least probability that is kept, [rows, 1].
 
-    Each row is looked at among its `CANDIDATES` likeliest tokens, and sorted whole only where the
-    cut lies beyond them, so that what a row gets does not depend on its neighbours.
+    Each row is looked at among more and more of its likeliest tokens until the cut is among them,
+    so that what it gets does not depend on its neighbours.
     """
-    few = min(CANDIDATES, probabilities.shape[1])
-    least = _threshold(probabilities.topk(few).values, sequences)
-    beyond = [row for row, found in enumerate(least) if found is None]
-    if beyond:
-        ordered = probabilities[beyond].sort(dim=-1, descending=True).values
-        found = _threshold(ordered, [sequences[row] for row in beyond])
-        for row, value in zip(beyond, found, strict=True):
+    vocab = probabilities.shape[1]
+    least = [0.0] * len(sequences)
+    rows = list(range(len(sequences)))
+    for width in (*(few for few in CANDIDATES if few < vocab), vocab):
+        ordered = probabilities[rows].topk(width).values
+        found = _threshold(ordered, [sequences[row] for row in rows], vocab)
+        for row, value in zip(rows, found, strict=True):
             least[row] = value or 0.0
+        rows = [row for row, value in zip(rows, found, strict=True) if value is None]
+        if not rows:
+            break
     return torch.tensor(least, dtype=probabilities.dtype).unsqueeze(1)
 
 
-def _threshold(ordered: Tensor, sequences: list[Sequence]) -> list[float | None]:
-    """`ordered` [rows, n] descending. None: the cut lies beyond the n-th."""
+def _threshold(ordered: Tensor, sequences: list[Sequence], vocab: int) -> list[float | None]:
+    """`ordered` [rows, n] descending. None: the cut, or the set that top-p is a share of, lies
+    beyond the n-th."""
     width = ordered.shape[1]
     vocab_k = _column(sequences, lambda params: params.top_k or 2**31)
     rank = torch.arange(width, dtype=torch.float32)
@@ -164,8 +170,8 @@ def _threshold(ordered: Tensor, sequences: list[Sequence]) -> list[float | None]
     count = (kept > 0).sum(dim=-1)
     values: list[float] = ordered.gather(1, (count - 1).clamp_(min=0).unsqueeze(1))[:, 0].tolist()
     return [
-        value if number < width else None
-        for value, number in zip(values, count.tolist(), strict=True)
+        value if number < width and min(s.params.top_k, vocab) <= width else None
+        for value, number, s in zip(values, count.tolist(), sequences, strict=True)
     ]
 
 

@@ -119,6 +119,17 @@ def test_top_p_is_a_share_of_what_top_k_left() -> None:
     assert set(many(scores, 300, temperature=1.0, top_k=2, top_p=0.7)) == {0, 1}
 
 
+def test_top_p_within_a_wide_top_k_is_a_share_of_all_of_it() -> None:
+    scores = logits(1) / 10
+    order = scores[0].argsort(descending=True)
+    kept = (scores[0][order] / 2.0).softmax(-1)[:2000]
+    number = int((kept.cumsum(-1) < 0.3 * kept.sum()).sum()) + 1
+    drawn = set(many(scores, 1500, temperature=2.0, top_k=2000, top_p=0.3))
+    assert number > 100
+    assert drawn <= set(order[:number].tolist())
+    assert not drawn <= set(order[: number - 60].tolist())
+
+
 def test_min_p_keeps_what_is_likely_beside_the_likeliest() -> None:
     scores = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
     assert set(many(scores, 300, temperature=1.0, min_p=0.5)) == {0, 1}
