@@ -19,8 +19,7 @@ from cache.store.base import Store
 from cache.store.memory import MemoryStore
 from cache.store.sqlite import SqliteStore
 from cache.store.tiered import TieredStore
-from cascade.cascade import Cascade
-from cascade.routes.fixed import fixed
+from cascade.directory import Directory
 from engine.contract import Answerer, Call, Trail
 from gateway.api import chat, completions, health, models
 from gateway.api.endpoint import Edge, Endpoint
@@ -104,7 +103,7 @@ def _onion(
     ledger: Ledger,
 ) -> Answerer:
     """The layers, outermost last. Each wraps the one above it in this list."""
-    model: Answerer = Cascade(answerers, fixed(settings.cascade.large))
+    model: Answerer = Directory(answerers, auto=settings.cascade.large)
     recorded = Record(shelf, model)
     joined = Join(recorded, may_share=shelf.may_share, key=shelf.key)
     cached = Exact(shelf, joined)

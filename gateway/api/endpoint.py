@@ -25,7 +25,6 @@ from gateway.api.body import check_length, read_body
 from gateway.api.drive import drive
 from gateway.api.exchange import Exchange, Ids
 from gateway.api.fanout import answer_all
-from gateway.api.watch import Watch
 from gateway.asgi import Receive, Scope, Send
 from gateway.catalog import Catalog, Place, scope_of
 from gateway.drain import Drain
@@ -86,8 +85,8 @@ class Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         edge = self._edge
-        watch = Watch(receive, asyncio.get_running_loop())
-        exchange = Exchange(scope, receive, send, edge.ids.new(), watch, edge.server)
+        exchange = Exchange(scope, receive, send, own_id=edge.ids.new(), server=edge.server)
+        watch = exchange.watch
         try:
             edge.drain.enter(watch)
             await drive(self._serve(exchange), exchange.before_wait)

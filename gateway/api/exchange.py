@@ -6,6 +6,7 @@ and therefore whether a failure is a status or an event inside the stream.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Coroutine, Iterator
 from itertools import count
@@ -59,7 +60,6 @@ class Exchange:
         "_sending",
         "_server",
         "_shown_id",
-        "_watch",
         "booked",
         "client_id",
         "given",
@@ -74,10 +74,11 @@ class Exchange:
         "tenant",
         "trail",
         "usage",
+        "watch",
     )
 
     def __init__(
-        self, scope: Scope, receive: Receive, send: Send, own_id: str, watch: Watch, server: Server
+        self, scope: Scope, receive: Receive, send: Send, *, own_id: str, server: Server
     ) -> None:
         self.started = time.perf_counter()
         self.receive = receive
@@ -90,7 +91,7 @@ class Exchange:
         self.client_id = theirs.decode() if theirs and _is_id(theirs) else None
         self._shown_id = theirs if theirs and self.client_id else own_id.encode()
         self._server = server
-        self._watch = watch
+        self.watch = Watch(receive, asyncio.get_running_loop())
         self._heartbeat: Heartbeat | None = None
         self.tenant = ""
         self.limits: Headers = []
@@ -111,10 +112,10 @@ class Exchange:
         """Called by drive.py whenever this request is about to wait, for whatever it is: bound the
         time, listen for a hang-up, and send what is ready."""
         if self.trail is None:
-            self._watch.arm_for_body(self._server.body_timeout_s)
+            self.watch.arm_for_body(self._server.body_timeout_s)
             return None
         assert self.trail.deadline is not None
-        self._watch.arm(self.trail.deadline)
+        self.watch.arm(self.trail.deadline)
         if not self.streaming:
             return None
         if self._heartbeat is None:
@@ -122,7 +123,7 @@ class Exchange:
         return self.flush() if self._pending and not self._sending else None
 
     def stop(self) -> None:
-        self._watch.stop()
+        self.watch.stop()
         if self._heartbeat is not None:
             self._heartbeat.stop()
 

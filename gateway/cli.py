@@ -1,0 +1,238 @@
+"""The command `sluice`: serve, doctor, chat.
+
+    sluice serve [--config sluice.toml] [--host H] [--port P] [--small PATH] [--large PATH]
+    sluice doctor [--config sluice.toml]     the settings in force, and where each came from
+    sluice chat [--url URL] [--model NAME]   talk to a running server
+
+What an operator can mend (a setting, a checkpoint, a port in use) ends with one clear message and
+exit status 2; a trace is for our own mistakes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import dataclasses
+import gc
+import hashlib
+import os
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from gateway.configure import BadSettings, Loaded, load
+from gateway.settings import Settings
+
+EXIT_MENDABLE = 2
+CONFIG = Path("sluice.toml")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; its exit status."""
+    asked = _parser().parse_args(arguments)
+    console = Console(stderr=True, highlight=False)
+    command = {"serve": _serve, "doctor": _doctor, "chat": _chat}[asked.command]
+    try:
+        return command(asked, console)
+    except BadSettings as error:
+        console.print("[bold red]The settings cannot be used:[/]")
+        for problem in error.problems:
+            console.print(f"  {escape(str(problem))}", soft_wrap=True)
+        return EXIT_MENDABLE
+    except _Mendable as error:
+        console.print(f"[bold red]Error:[/] {escape(str(error))}", soft_wrap=True)
+        return EXIT_MENDABLE
+    except KeyboardInterrupt:
+        return 130
+
+
+class _Mendable(Exception):
+    """The operator can mend it; the text says how."""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="sluice", description="An LLM gateway with an engine.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    serve = commands.add_parser("serve", help="serve the gateway")
+    doctor = commands.add_parser("doctor", help="show the settings in force and their sources")
+    for one in (serve, doctor):
+        one.add_argument(
+            "--config", type=Path, help="settings; default ./sluice.toml if there is one"
+        )
+        one.add_argument("--host", help="address to listen on")
+        one.add_argument("--port", type=int, help="port to listen on")
+        one.add_argument("--small", metavar="PATH", help="checkpoint directory of the small model")
+        one.add_argument("--large", metavar="PATH", help="checkpoint directory of the large model")
+    chat = commands.add_parser("chat", help="talk to a running server")
+    chat.add_argument("--url", default="http://127.0.0.1:8080")
+    chat.add_argument("--model", default="auto")
+    chat.add_argument("--key", default=os.environ.get("SLUICE_KEY", ""), help="or SLUICE_KEY")
+    return parser
+
+
+def _load(asked: argparse.Namespace) -> Loaded:
+    config = asked.config or (CONFIG if CONFIG.exists() else None)
+    flags = {
+        "server.host": asked.host,
+        "server.port": asked.port,
+        "models.small.path": asked.small,
+        "models.large.path": asked.large,
+    }
+    return load(config, environ=os.environ, flags=flags)
+
+
+# --------------------------------------------------------------------------- serve
+
+
+def _serve(asked: argparse.Namespace, console: Console) -> int:
+    settings = _load(asked).settings
+    listener = _listen(settings)
+    _check_paths(settings)
+    with console.status("importing the engine") as status:
+        from gateway.engine_backend import CannotLoad, load_backend  # noqa: PLC0415 - 3 s of torch
+        from gateway.observe.logs import LineWriter, build_log, wants_json  # noqa: PLC0415
+
+        writer = LineWriter(sys.stderr.buffer)
+        log = build_log(writer, settings.logs.level, wants_json(settings.logs.format))
+        try:
+            backend = load_backend(settings, log, lambda text: status.update(escape(text)))
+        except CannotLoad as error:
+            writer.close()
+            raise _Mendable(str(error)) from None
+    from gateway.assemble import assemble  # noqa: PLC0415
+    from gateway.server import build_server  # noqa: PLC0415
+
+    system = assemble(settings, backend, log)
+    server = build_server(system.app, settings.server, system.drain, log)
+    _greet(console, settings, listener.getsockname()[1])
+    # What is alive now lives until the end: torch alone makes 300,000 objects that the collector
+    # would otherwise look through again and again, 100 ms at a time.
+    gc.collect()
+    gc.freeze()
+    try:
+        _run(server.serve(sockets=[listener]))
+    finally:
+        writer.close()
+    return 0
+
+
+def _run(work: Any) -> None:
+    import uvloop  # noqa: PLC0415 - not on every platform, and only here
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(work)
+
+
+def _listen(settings: Settings) -> socket.socket:
+    """Take the port before models are loaded: finding it in use costs a second, not a minute."""
+    host, port = settings.server.host, settings.server.port
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        raise _Mendable(
+            f"cannot listen on {host}:{port}: {error.strerror}. Choose another with --port, "
+            "or stop what is there."
+        ) from None
+    return listener
+
+
+def _check_paths(settings: Settings) -> None:
+    for name, model in settings.models.items():
+        if not (model.path / "config.json").is_file():
+            raise _Mendable(
+                f"models.{name}.path: {model.path} is not a checkpoint directory (it has no "
+                "config.json). Name a Hugging Face directory with safetensors and a tokenizer."
+            )
+
+
+def _greet(console: Console, settings: Settings, port: int) -> None:
+    """What to do next. Goes to the terminal, not to the log."""
+    host = settings.server.host
+    shown = f"[{host}]" if ":" in host else host
+    base = f"http://{shown}:{port}"
+    key = "unused" if not settings.tenants[0].keys else "YOUR-KEY"
+    header = "" if key == "unused" else " -H 'authorization: Bearer YOUR-KEY'"
+    text = f"""
+Serving {", ".join(settings.models)} and auto at {base}/v1   (dashboard: {base}/dashboard)
+
+  curl {base}/v1/chat/completions{header} -d '{{"model": "auto", "messages": \
+[{{"role": "user", "content": "What is 7 plus 5?"}}]}}'
+
+  from openai import OpenAI
+  client = OpenAI(base_url="{base}/v1", api_key="{key}")
+  question = [{{"role": "user", "content": "What is 7 plus 5?"}}]
+  answer = client.chat.completions.create(model="auto", messages=question)
+  print(answer.choices[0].message.content)
+"""
+    console.print(escape(text), soft_wrap=True)
+
+
+# --------------------------------------------------------------------------- doctor
+
+
+def _doctor(asked: argparse.Namespace, console: Console) -> int:
+    """The settings in force. Its output is for people and goes to stdout."""
+    del console
+    loaded = _load(asked)
+    table = Table("key", "value", "from", "meaning", box=None, pad_edge=False)
+    for key, value, doc in explained(loaded.settings):
+        table.add_row(key, escape(_shown(value)), escape(loaded.sources.get(key, "default")), doc)
+    Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(table)
+    return 0
+
+
+def explained(settings: Settings) -> list[tuple[str, Any, str]]:
+    """(key, value, meaning) of every setting, in the order of the file."""
+    tables: list[tuple[str, Any]] = [("server", settings.server)]
+    tables += [(f"models.{name}", model) for name, model in settings.models.items()]
+    tables += [("engine", settings.engine), ("cascade", settings.cascade)]
+    tables += [("cache.exact", settings.exact), ("logs", settings.logs), ("admin", settings.admin)]
+    tables += [(f"tenants[{i}]", tenant) for i, tenant in enumerate(settings.tenants)]
+    return [
+        (f"{name}.{one.name}", getattr(table, one.name), one.metadata["doc"])
+        for name, table in tables
+        for one in dataclasses.fields(table)
+    ]
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}={item}" for key, item in value.items()) or "–"
+    if isinstance(value, tuple):
+        return ", ".join(_key(str(item)) for item in value) or "–"
+    return str(value)
+
+
+def _key(text: str) -> str:
+    """A key's hash is recognised by its first digits."""
+    return f"{text[:8]}…" if len(text) == hashlib.sha256().digest_size * 2 else text
+
+
+# --------------------------------------------------------------------------- chat
+
+
+def _chat(asked: argparse.Namespace, console: Console) -> int:
+    from gateway.chat import Refused, converse  # noqa: PLC0415 - httpx is not needed to serve
+
+    try:
+        converse(asked.url, asked.model, asked.key, console)
+    except Refused as error:
+        raise _Mendable(str(error)) from None
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

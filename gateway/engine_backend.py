@@ -1,0 +1,144 @@
+"""The engine as a backend: settings → loaded models → answerers.
+
+Models are found from the directories that [models.*] names, with one memory budget for the keys and
+values of all of them. What cannot be loaded is told in the operator's words (`CannotLoad`), before
+anything listens on a port.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+
+from engine.build import ModelSpec, build_lanes
+from engine.contract import Answerer
+from engine.engine import Engine
+from engine.lane import LaneStats
+from engine.loading import LoadError, fingerprint
+from engine.pool import PoolTooSmall
+from engine.runner import fast_dtype, use_threads
+from engine.scheduler import Limits
+from gateway.catalog import ModelCard
+from gateway.observe.logs import Log
+from gateway.observe.metrics import EngineState
+from gateway.settings import Settings
+
+KV_SHARE = 0.25
+"""Of the memory that is free at start: weights, the caches and the system want theirs, too."""
+KV_MOST_BYTES = 4 << 30
+KV_LEAST_BYTES = 256 << 20
+STOP_GRACE_S = 1.0
+
+Progress = Callable[[str], None]
+
+
+class CannotLoad(Exception):
+    """A model cannot be served. The text names the directory and the remedy."""
+
+
+class EngineBackend:
+    """One engine thread and the models it holds. Started and stopped once."""
+
+    def __init__(self, engine: Engine, cards: Mapping[str, ModelCard]) -> None:
+        self._engine = engine
+        self.cards: Mapping[str, ModelCard] = dict(cards)
+        self.answerers: Mapping[str, Answerer] = {name: engine.answerer(name) for name in cards}
+
+    async def start(self) -> None:
+        self._engine.start()
+
+    async def stop(self) -> None:
+        await self._engine.stop(STOP_GRACE_S)
+
+    def states(self) -> Mapping[str, EngineState]:
+        return {name: _state(stats) for name, stats in self._engine.stats().items()}
+
+    def problem(self) -> str | None:
+        return None if self._engine.alive else "the engine's thread is not running"
+
+
+def load_backend(settings: Settings, log: Log, progress: Progress) -> EngineBackend:
+    """Load every configured model. Raises CannotLoad."""
+    engine = settings.engine
+    if engine.device not in {"auto", "cpu"}:
+        raise CannotLoad(f"engine.device: {engine.device!r} cannot be used yet; set auto or cpu.")
+    use_threads(engine.threads or _threads())
+    try:
+        limits = Limits(
+            max_batched_tokens=engine.max_batched_tokens,
+            max_running=engine.max_running,
+            max_waiting=engine.max_waiting,
+        )
+        specs = {
+            name: ModelSpec(model.path, _dtype(model.dtype), context=model.max_context)
+            for name, model in settings.models.items()
+        }
+        kv_bytes = engine.kv_memory_mib << 20 if engine.kv_memory_mib else _kv_bytes()
+        lanes = build_lanes(
+            specs,
+            kv_bytes=kv_bytes,
+            page_size=engine.page_size,
+            limits=limits,
+            progress=progress,
+        )
+        prints = {name: fingerprint(spec.directory) for name, spec in specs.items()}
+    except (LoadError, PoolTooSmall, ValueError) as error:
+        raise CannotLoad(str(error)) from error
+    cards = {
+        name: ModelCard(
+            name=name,
+            fingerprint=prints[name],
+            context=lane.max_tokens,
+            price_in=settings.models[name].price_in,
+            price_out=settings.models[name].price_out,
+            created=_modified(settings.models[name].path),
+        )
+        for name, lane in lanes.items()
+    }
+    report = _reporter(log)
+    return EngineBackend(Engine(lanes, clock=time.monotonic, report=report), cards)
+
+
+def _state(stats: LaneStats) -> EngineState:
+    pages = {
+        "free": stats.pages_free,
+        "running": stats.pages_running,
+        "cached": stats.pages_cached,
+        "leased": stats.pages_leased,
+    }
+    return EngineState(stats.running, stats.waiting, stats.preemptions_total, pages)
+
+
+def _reporter(log: Log) -> Callable[[str, BaseException], None]:
+    def report(what: str, error: BaseException) -> None:
+        log.error("engine", what=what, exc_info=error)
+
+    return report
+
+
+def _dtype(name: str) -> torch.dtype:
+    named: dict[str, torch.dtype] = {
+        "float32": torch.float32,
+        "bfloat16": torch.bfloat16,
+        "float16": torch.float16,
+    }
+    return fast_dtype() if name == "auto" else named[name]
+
+
+def _threads() -> int:
+    """All cores but one, which the event loop works on."""
+    return max(1, len(os.sched_getaffinity(0)) - 1)
+
+
+def _kv_bytes() -> int:
+    """A share of what is free, within bounds."""
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return int(min(KV_MOST_BYTES, max(KV_LEAST_BYTES, free * KV_SHARE)))
+
+
+def _modified(directory: Path) -> int:
+    return int(directory.stat().st_mtime)
