@@ -14,11 +14,10 @@ from pathlib import Path
 
 import torch
 
-from engine.kernels.attention import TorchAttention
 from engine.lane import Lane
 from engine.loading import BrokenFile, Checkpoint, load_decoder, read_checkpoint
 from engine.pool import make_pool, num_pages_for, page_bytes
-from engine.runner import CpuRunner
+from engine.runner import CpuRunner, cpu_attention, dtype_for
 from engine.scheduler import Limits, Scheduler
 from engine.sequence import Runner
 from engine.template import BadTemplate
@@ -28,8 +27,8 @@ from radix import PageAllocator, RadixTree
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """One model to serve. `dtype` None: as stored. `kv_weight`: its part of the KV memory, in
-    tokens, beside the other models'. `context` lowers the context length."""
+    """One model to serve. `dtype` None: what runner.dtype_for says. `kv_weight`: its part of the KV
+    memory, in tokens, beside the other models'. `context` lowers the context length."""
 
     directory: Path
     dtype: torch.dtype | None = None
@@ -118,7 +117,7 @@ def _look(spec: ModelSpec, page_size: int) -> _Plan:
         text = Text.load(spec.directory)
     except (BadTokenizer, BadTemplate) as error:
         raise BrokenFile(str(error)) from error
-    dtype = spec.dtype or checkpoint.dtype
+    dtype = spec.dtype or dtype_for(checkpoint.dtype)
     return _Plan(checkpoint, text, dtype, page_bytes(checkpoint.config, page_size, dtype))
 
 
@@ -138,7 +137,7 @@ def _lane(
     runner = CpuRunner(
         decoder,
         pool,
-        TorchAttention(config, pool),
+        cpu_attention(config, pool),
         max_tokens=limits.max_batched_tokens,
         max_chunks=limits.max_running,
     )
