@@ -20,7 +20,7 @@ from engine.engine import Engine
 from engine.lane import LaneStats
 from engine.loading import LoadError, fingerprint
 from engine.pool import PoolTooSmall
-from engine.runner import fast_dtype, use_threads
+from engine.runner import use_threads
 from engine.scheduler import Limits
 from gateway.catalog import ModelCard
 from gateway.observe.logs import Log
@@ -120,13 +120,14 @@ def _reporter(log: Log) -> Callable[[str, BaseException], None]:
     return report
 
 
-def _dtype(name: str) -> torch.dtype:
+def _dtype(name: str) -> torch.dtype | None:
+    """None: the engine takes what the device does fast."""
     named: dict[str, torch.dtype] = {
         "float32": torch.float32,
         "bfloat16": torch.bfloat16,
         "float16": torch.float16,
     }
-    return fast_dtype() if name == "auto" else named[name]
+    return named.get(name)
 
 
 def _threads() -> int:
