@@ -1,13 +1,76 @@
-"""What a route says."""
+"""What a route is asked, and what it says.
+
+A route decides twice at most: before token 1, and, where it chose to try the small model and judge
+it, once more on the tokens that were held back. It is a plain object without I/O, so that every
+policy is tested by calling it. The same question gives the same choice, except where a policy
+counts (budget) or looks at the clock or the load (latency), and those are injected.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from cascade.conversation import FIRST, Standing
+from cascade.judge import Verdict
+from engine.contract import Call
+
+Inputs = Mapping[str, NDArray[Any]]
+"""Block name ("embedding", "before", "after") → vector."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A model that can answer this call, and what that is expected to cost."""
+
+    model: str
+    cost_nano: int
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """All that is known before token 1. `inputs` holds the blocks that the route `needs`, less the
+    embedding where none could be made."""
+
+    call: Call
+    small: Candidate
+    large: Candidate
+    standing: Standing = FIRST
+    inputs: Inputs = field(default_factory=dict)
+
+    @property
+    def costs(self) -> str:
+        """For explanations, in micro-dollars."""
+        small, large = self.small.cost_nano / 1e3, self.large.cost_nano / 1e3
+        return f"expected cost {small:.3g} µ$ small, {large:.3g} µ$ large"
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The model that is to answer, and why, for people."""
+    """The model that is to answer, and why, for people. `judged`: its first tokens are held back
+    and the route is asked again; a final choice never is."""
 
     model: str
     reason: str
+    judged: bool = False
+
+
+class Route(Protocol):
+    @property
+    def needs(self) -> frozenset[str]:
+        """The blocks that `before` reads; empty: it decides without features."""
+        ...
+
+    @property
+    def hold_tokens(self) -> int | None:
+        """How many tokens are held back for the judge; None: the whole answer."""
+        ...
+
+    def before(self, question: Question) -> Choice: ...
+
+    def after(self, question: Question, verdicts: tuple[Verdict, ...]) -> Choice:
+        """One verdict per choice of the answer (n)."""
+        ...

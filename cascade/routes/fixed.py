@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 
-from cascade.routes.base import Choice
-from engine.contract import Call
+from cascade.judge import Verdict
+from cascade.routes.base import Choice, Question
 
 
-def fixed(model: str) -> Callable[[Call], Choice]:
+@dataclass(frozen=True, slots=True)
+class Fixed:
+    choice: Choice
+    needs: frozenset[str] = frozenset()
+    hold_tokens: int | None = 0
+
+    def before(self, question: Question) -> Choice:  # noqa: ARG002 - the point of it
+        return self.choice
+
+    def after(self, question: Question, verdicts: tuple[Verdict, ...]) -> Choice:  # noqa: ARG002
+        return self.choice
+
+
+def fixed(model: str) -> Fixed:
     """Every call goes to `model`."""
-    choice = Choice(model, f"policy fixed: always {model}")
-
-    def route(_: Call) -> Choice:
-        return choice
-
-    return route
+    return Fixed(Choice(model, f"policy fixed: always {model}"))

@@ -1,0 +1,69 @@
+"""`auto` before anybody calibrated it: keeps only what the small model is plainly sure of.
+
+There is no promise without labels, and this route makes none: it says "uncalibrated" in every
+reason, and its cuts are set so that a doubt means the large model. A kept answer has
+log-probabilities, none of them low, states no wrong sum, does not hedge, and was not cut off; a
+question with tools, or a long one, is not tried at all. Replace it by calibrating (`sluice
+calibrate`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cascade.features import BEFORE
+from cascade.judge import AFTER, Verdict
+from cascade.routes.base import Choice, Question
+
+NAME = "uncalibrated, conservative cuts"
+_AT = {name: index for index, name in enumerate(AFTER)}
+_LOG_CHARS, _TOOLS = BEFORE.index("log_chars"), BEFORE.index("tools")
+
+
+@dataclass(frozen=True, slots=True)
+class Cautious:
+    """Log-probabilities are natural logarithms: −0.1 is a probability of .90, −1 of .37."""
+
+    least_mean: float = -0.10
+    least: float = -1.0
+    longest_log_chars: float = 7.6
+    """log of 2,000 characters."""
+    hold_tokens: int | None = 16
+    needs: frozenset[str] = frozenset({"before"})
+
+    def before(self, question: Question) -> Choice:
+        features = question.inputs["before"]
+        large = question.large.model
+        if question.standing.model == large:
+            return Choice(large, f"{NAME}: the conversation stays with large")
+        if question.small.cost_nano >= question.large.cost_nano:
+            return Choice(large, f"{NAME}: large costs no more here; {question.costs}")
+        if features[_TOOLS]:
+            return Choice(large, f"{NAME}: calls with tools go to large")
+        if features[_LOG_CHARS] > self.longest_log_chars:
+            return Choice(large, f"{NAME}: long questions go to large")
+        return Choice(question.small.model, f"{NAME}: trying small; {question.costs}", judged=True)
+
+    def after(self, question: Question, verdicts: tuple[Verdict, ...]) -> Choice:
+        doubt = next(filter(None, map(self._doubt, verdicts)), "")
+        if doubt:
+            return Choice(question.large.model, f"{NAME}: escalated, {doubt}")
+        return Choice(question.small.model, f"{NAME}: small is sure, kept; {question.costs}")
+
+    def _doubt(self, verdict: Verdict) -> str:
+        if verdict.broken:
+            return verdict.broken
+        seen = {name: float(verdict.features[at]) for name, at in _AT.items()}
+        doubts = {
+            "no log-probabilities to judge by": not seen["has_logprobs"],
+            "the answer was cut off": seen["cut_by_length"] > 0,
+            "a stated sum is wrong": seen["any_sum_wrong"] > 0,
+            "the answer hedges": seen["hedges"] > 0,
+            f"a token's log-probability is {seen['logprob_min']:.2f}": (
+                seen["logprob_min"] < self.least
+            ),
+            f"the mean log-probability is {seen['logprob_mean']:.2f}": (
+                seen["logprob_mean"] < self.least_mean
+            ),
+        }
+        return next((doubt for doubt, present in doubts.items() if present), "")

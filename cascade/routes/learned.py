@@ -1,0 +1,114 @@
+"""The quality policy: the small model wherever the promise allows it.
+
+Score. Before token 1 the gain model says how much better the large model would do, g₀. Where that
+is clear the large model is asked at once. Otherwise the small one answers, and the judge's model,
+which knows the answer's first tokens as well, says g₁. A request goes to the large model when
+
+    max(g₀ − margin, g₁) > cut
+
+so one number decides, one cut is calibrated, and a lower cut sends a superset: the family that
+Learn then Test walks along (promise.py). The margin says how sure the first look must be to save
+the small model's attempt; it is fixed before calibration.
+
+What the promise allows and the cost forbids. Always-large loses nothing by definition, so every
+deviation towards the large model keeps the promise: where it already holds the conversation's
+prefix and is cheaper for that, where a conversation would be passed down for little, where the
+small model's answer is broken. No deviation goes the other way.
+
+Rejected. Scoring gain per dollar of each request: the ranking would depend on what the prefix tree
+holds at that moment, and the labels of another moment would promise nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cascade.conversation import Turn
+from cascade.gain import GainModel
+from cascade.judge import Verdict
+from cascade.promise import Cut, Promise
+from cascade.routes.base import Choice, Question
+
+MARGIN = 0.15
+"""How much further above the cut g₀ must be than g₁: as much as a judge's look usually moves it."""
+SETTLED = 0.05
+"""A conversation that is with the large model comes down only this far below the cut."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scorer:
+    """g₀ and g₁. Without `judge` the decision is made before token 1. Both look at the same
+    `hold_tokens` in calibration as here, or the scores would not be the ones that were tested."""
+
+    route: GainModel
+    judge: GainModel | None = None
+    hold_tokens: int | None = 16
+    margin: float = MARGIN
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """Calibrated: `cut` was found by `promise.choose_cut` on the tenant's labels."""
+
+    scorer: Scorer
+    promise: Promise
+    cut: Cut
+
+    @property
+    def needs(self) -> frozenset[str]:
+        judge = self.scorer.judge
+        return (self.scorer.route.uses | (judge.uses if judge else frozenset())) - {"after"}
+
+    @property
+    def hold_tokens(self) -> int | None:
+        return self.scorer.hold_tokens
+
+    @property
+    def name(self) -> str:
+        """The policy, as it is explained and as it stands in cache keys."""
+        lost, sure = 100 * self.promise.epsilon, 100 * (1 - self.promise.delta)
+        held = f"calibrated on {self.cut.labels} labels"
+        if not self.cut.promised:
+            held = f"{self.cut.labels} labels are too few to promise anything bolder than large"
+        return f"policy quality (≤ {lost:.3g} points lost with {sure:.3g} %; {held})"
+
+    def before(self, question: Question) -> Choice:
+        large, small = question.large, question.small
+        if not self.cut.promised:
+            return Choice(large.model, self.name)
+        if not self.needs <= question.inputs.keys():
+            return Choice(large.model, f"{self.name}: no embedding, so no score; large is safe")
+        if small.cost_nano >= large.cost_nano:
+            return Choice(large.model, f"{self.name}: large costs no more here; {question.costs}")
+        gain = self.scorer.route.estimate(question.inputs).gain
+        return self._first_look(question, gain)
+
+    def _first_look(self, question: Question, gain: float) -> Choice:
+        judged = self.scorer.judge is not None
+        limit = self.cut.threshold + (self.scorer.margin if judged else 0.0)
+        with_large = question.standing.turn is Turn.LATER and (
+            question.standing.model == question.large.model
+        )
+        if with_large:
+            limit = self.cut.threshold - SETTLED
+        told = f"{self.name}: gain {gain:+.3f}, cut {limit:+.3f}; {question.costs}"
+        if gain > limit:
+            stays = "; the conversation stays" if with_large else ""
+            return Choice(question.large.model, told + stays)
+        return Choice(question.small.model, told, judged)
+
+    def after(self, question: Question, verdicts: tuple[Verdict, ...]) -> Choice:
+        judge = self.scorer.judge
+        assert judge is not None, "asked to judge without a judge's model"
+        for verdict in verdicts:
+            if verdict.broken:
+                reason = f"{self.name}: escalated, {verdict.broken}"
+                return Choice(question.large.model, reason)
+        gain = max(
+            judge.estimate({**question.inputs, "after": verdict.features}).gain
+            for verdict in verdicts
+        )
+        told = f"{self.name}: judged gain {gain:+.3f}, cut {self.cut.threshold:+.3f}"
+        if gain > self.cut.threshold:
+            return Choice(question.large.model, f"{told}, escalated; {question.costs}")
+        return Choice(question.small.model, f"{told}, kept; {question.costs}")
