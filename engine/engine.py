@@ -29,6 +29,8 @@ from engine.mailbox import Mailbox
 from engine.request import Request, check, make_request
 
 TOKENISING_THREADS = 2
+LAST_STEP_S = 30.0
+"""How long `stop` waits for a step that has begun."""
 
 
 class Engine:
@@ -67,7 +69,7 @@ class Engine:
             await asyncio.sleep(0.01)
         self._loop.stop()
         if self._thread.ident is not None:
-            await asyncio.to_thread(self._thread.join)
+            await asyncio.to_thread(self._thread.join, LAST_STEP_S)
         self._tokenising.shutdown(wait=False)
 
     @property

@@ -237,6 +237,7 @@ class Loop:
             if request in self._live:
                 self._drop(request)
                 self._close(request, _too_late(request))
+        self._flush()
 
     def _drop(self, request: Request, *, publish: bool = True) -> None:
         """Free everything that a request holds."""

@@ -31,7 +31,8 @@ class KvRunner:
 
     It writes where a real one would, and before it draws it reads the whole context back: a page
     that is shared wrongly, freed early or never computed shows at once. What it draws depends on
-    the context only. `before` is called at each launch and may raise.
+    the context, and on the seed where the temperature is above 0. `before` is called at each launch
+    and may raise.
     """
 
     VOCAB = 384
@@ -77,8 +78,8 @@ class KvRunner:
 
     def _next(self, sequence: Sequence) -> int:
         weights = np.arange(1, sequence.known + 1)
-        token = int((sequence.tokens[: sequence.known] * weights).sum() * 31 + sequence.params.seed)
-        token %= self.VOCAB
+        chance = sequence.params.seed if sequence.params.temperature > 0 else 0
+        token = int((sequence.tokens[: sequence.known] * weights).sum() * 31 + chance) % self.VOCAB
         while token in self._avoid:
             token += 7
         return token

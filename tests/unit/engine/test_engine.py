@@ -1,0 +1,422 @@
+"""The engine's async face over a runner that checks KV: who waits for what, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+
+from engine import mailbox
+from engine.contract import (
+    AnswerError,
+    BadCall,
+    DeadlineExceeded,
+    Delta,
+    End,
+    Failed,
+    Finish,
+    Overloaded,
+    Sampling,
+    Start,
+    Trail,
+)
+from engine.engine import Engine
+from engine.lane import Lane
+from engine.scheduler import Limits
+from engine.sequence import Chunk
+from radix import check
+from tests.support.engines import KvRunner, ask, chat, fake_lane
+
+
+@contextlib.asynccontextmanager
+async def serving(*lanes: Lane, **options: object) -> AsyncIterator[Engine]:
+    """A running engine; afterwards nothing may be left over."""
+    engine = Engine({lane.name: lane for lane in lanes}, **options)  # type: ignore[arg-type]
+    engine.start()
+    try:
+        yield engine
+        await until(lambda: all(not s.running and not s.waiting for s in engine.stats().values()))
+    finally:
+        await engine.stop()
+    for lane in lanes:
+        check(lane.tree)
+        assert lane.tree.pages.num_running == 0
+        assert not lane.tree.leases
+
+
+async def until(holds: Callable[[], bool], limit_s: float = 10.0) -> None:
+    """Wait for another thread."""
+    ends = time.monotonic() + limit_s
+    while not holds():
+        assert time.monotonic() < ends, "it never came to hold"
+        await asyncio.sleep(0.002)
+
+
+def lane_with(
+    before: Callable[[list[Chunk]], None], name: str = "small", **options: object
+) -> Lane:
+    """A lane whose runner calls `before` at each step."""
+    return fake_lane(name, runner=KvRunner(64, 4, before), **options)  # type: ignore[arg-type]
+
+
+class Gate:
+    """Lets a runner go on step by step."""
+
+    def __init__(self, steps: int = 0) -> None:
+        self.steps = threading.Semaphore(steps)
+
+    def __call__(self, chunks: list[Chunk]) -> None:
+        assert self.steps.acquire(timeout=10), "nobody opened the gate"
+
+    def open(self, steps: int = 100_000) -> None:
+        self.steps.release(steps)
+
+
+# ----------------------------------------------------------------------- an answer
+
+
+async def test_an_answer_is_start_deltas_finish_end() -> None:
+    async with serving(fake_lane()) as engine:
+        said = await ask(engine.answerer("small"), chat(max_tokens=5))
+    kinds = [type(event) for event in said.events]
+    assert kinds[0] is Start
+    assert kinds[-2:] == [Finish, End]
+    assert set(kinds[1:-2]) == {Delta}
+    assert said.start.id == "r1"
+    assert (said.start.model, said.start.origin) == ("small", "small")
+    assert said.reasons == {0: "length"}
+    assert said.usage.completion_tokens == len(said.tokens()) == 5
+
+
+async def test_the_usage_says_what_was_cached_and_what_was_computed() -> None:
+    async with serving(fake_lane()) as engine:
+        first = await ask(engine.answerer("small"), chat(max_tokens=6))
+        again = await ask(engine.answerer("small"), chat(max_tokens=6))
+    prompt = first.usage.prompt_tokens
+    assert first.usage.cached_tokens == 0
+    assert first.usage.computed_tokens == prompt + 6
+    assert again.usage.cached_tokens == (prompt - 1) // 4 * 4 > 0
+    assert again.usage.computed_tokens == prompt - again.usage.cached_tokens + 6
+    assert again.text() == first.text()
+
+
+async def test_the_trail_says_how_long_each_stage_took() -> None:
+    async with serving(fake_lane()) as engine:
+        said = await ask(engine.answerer("small"), chat(max_tokens=5))
+    assert set(said.trail.spans_ms) == {"queue", "prefill", "decode"}
+    assert all(span >= 0 for span in said.trail.spans_ms.values())
+
+
+async def test_choices_share_their_prompt_and_end_one_by_one() -> None:
+    async with serving(fake_lane()) as engine:
+        sampling = Sampling(temperature=1.0, seed=1)
+        said = await ask(engine.answerer("small"), chat(n=3, max_tokens=4, sampling=sampling))
+    assert said.reasons == {0: "length", 1: "length", 2: "length"}
+    assert len({said.text(index) for index in range(3)}) == 3
+    prompt = said.usage.prompt_tokens
+    assert said.usage.completion_tokens == 12
+    shared = (prompt - 1) // 4 * 4
+    assert said.usage.computed_tokens == prompt + 2 * (prompt - shared) + 12
+
+
+async def test_an_end_token_ends_the_answer_and_is_not_part_of_it() -> None:
+    async with serving(fake_lane()) as engine:
+        long = await ask(engine.answerer("small"), chat(max_tokens=8))
+    lane = fake_lane()
+    ends = frozenset({long.tokens()[5]})
+    stopping = Lane(
+        name="small",
+        text=lane.text,
+        tree=lane.tree,
+        scheduler=lane.scheduler,
+        runner=lane.runner,
+        context=lane.context,
+        vocab=lane.vocab,
+        stop_ids=ends,
+    )
+    async with serving(stopping) as engine:
+        said = await ask(engine.answerer("small"), chat(max_tokens=8))
+    assert said.reasons == {0: "stop"}
+    assert said.tokens() == long.tokens()[:5]
+    assert said.usage.completion_tokens == 6
+
+
+async def test_a_stop_string_ends_the_answer_before_itself() -> None:
+    async with serving(fake_lane()) as engine:
+        long = await ask(engine.answerer("small"), chat(max_tokens=30))
+        stop = long.text()[9:13]
+        said = await ask(engine.answerer("small"), chat(max_tokens=30, stop=("nowhere", stop)))
+    assert said.text() == long.text()[: long.text().index(stop)]
+    assert said.reasons == {0: "stop"}
+    assert said.tokens() == long.tokens()[: len(said.tokens())]
+    assert said.usage.completion_tokens < 30
+
+
+async def test_logprobs_come_one_for_each_token() -> None:
+    async with serving(fake_lane()) as engine:
+        said = await ask(
+            engine.answerer("small"), chat(max_tokens=6, logprobs=True, top_logprobs=2)
+        )
+        without = await ask(engine.answerer("small"), chat(max_tokens=6))
+    assert len(said.logprobs()) == 6
+    assert all(len(entry.top) == 2 for entry in said.logprobs())  # type: ignore[attr-defined]
+    assert without.logprobs() == []
+
+
+async def test_many_at_once_are_batched_and_answered_as_if_alone() -> None:
+    lane = fake_lane(num_pages=256)
+    async with serving(lane) as engine:
+        answerer = engine.answerer("small")
+        calls = [chat(f"Question {at}", max_tokens=12) for at in range(12)]
+        together = await asyncio.gather(*(ask(answerer, call) for call in calls))
+        steps = lane.runner.steps  # type: ignore[attr-defined]
+    assert steps < 12 * 12 / 2
+    async with serving(fake_lane()) as engine:
+        alone = [await ask(engine.answerer("small"), call) for call in calls]
+    assert [said.text() for said in together] == [said.text() for said in alone]
+
+
+async def test_a_step_wakes_the_event_loop_once_for_all_requests(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wakes: list[int] = []
+    deliver = mailbox._deliver
+    monkeypatch.setattr(mailbox, "_deliver", lambda b: (wakes.append(len(b)), deliver(b)))
+    lane = fake_lane(num_pages=256)
+    async with serving(lane) as engine:
+        answerer = engine.answerer("small")
+        await asyncio.gather(*(ask(answerer, chat(f"{i}", max_tokens=20)) for i in range(8)))
+    assert len(wakes) <= lane.runner.steps  # type: ignore[attr-defined]
+    assert max(wakes) >= 8
+
+
+async def test_two_models_answer_side_by_side() -> None:
+    lanes = fake_lane("small"), fake_lane("large")
+    async with serving(*lanes) as engine:
+        small, large = engine.answerer("small"), engine.answerer("large")
+        said = await asyncio.gather(
+            *(
+                ask(model, chat(f"{at}", max_tokens=9))
+                for at in range(4)
+                for model in (small, large)
+            )
+        )
+        assert set(engine.stats()) == {"small", "large"}
+    assert [s.start.model for s in said] == ["small", "large"] * 4
+    assert all(lane.runner.steps > 0 for lane in lanes)  # type: ignore[attr-defined]
+
+
+# ----------------------------------------------------------------------- ending early
+
+
+async def test_a_hang_up_in_mid_answer_frees_its_pages() -> None:
+    async with serving(fake_lane()) as engine:
+        answer = engine.answerer("small")(chat(max_tokens=200), Trail("r1"))
+        assert isinstance(await anext(answer), Start)
+        assert isinstance(await anext(answer), Delta)
+        await answer.aclose()
+        await until(lambda: engine.stats()["small"].running == 0)
+        assert engine.stats()["small"].pages_running == 0
+        assert engine.stats()["small"].generated_total < 200
+
+
+async def test_a_cancelled_reader_frees_what_it_waited_for() -> None:
+    gate = Gate(steps=1)
+    async with serving(lane_with(gate)) as engine:
+        task = asyncio.create_task(ask(engine.answerer("small"), chat(n=2, max_tokens=100)))
+        await until(lambda: gate.steps._value == 0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        gate.open()
+        await until(lambda: engine.stats()["small"].steps_total > 0)
+        await until(lambda: engine.stats()["small"].running == 0)
+        assert engine.stats()["small"].generated_total < 20
+
+
+async def test_a_deadline_in_the_queue_is_an_error_before_start() -> None:
+    lane = fake_lane(limits=Limits(max_batched_tokens=64, max_running=1))
+    async with serving(lane) as engine:
+        answerer = engine.answerer("small")
+        first = answerer(chat(max_tokens=200), Trail("r1"))
+        await anext(first)
+        late = Trail("r2", deadline=time.monotonic() - 0.001)
+        with pytest.raises(DeadlineExceeded, match="r2"):
+            await ask(answerer, chat(), late)
+        await first.aclose()
+
+
+async def test_a_deadline_in_mid_answer_ends_the_stream_with_an_error() -> None:
+    lane = lane_with(lambda _: time.sleep(0.005))
+    async with serving(lane) as engine:
+        trail = Trail("r1", deadline=time.monotonic() + 0.25)
+        answer = engine.answerer("small")(chat(max_tokens=200), trail)
+        assert isinstance(await anext(answer), Start)
+        with pytest.raises(DeadlineExceeded):
+            assert not [event async for event in answer if isinstance(event, End)]
+
+
+async def test_a_reader_whose_event_loop_is_gone_is_dropped() -> None:
+    lane = lane_with(lambda _: time.sleep(0.002))
+    async with serving(lane) as engine:
+
+        def read_one_and_vanish() -> None:
+            loop = asyncio.new_event_loop()
+            answer = engine.answerer("small")(chat(max_tokens=240), Trail("r1"))
+            loop.run_until_complete(anext(answer))
+            loop.close()
+            answers.append(answer)
+
+        answers: list[object] = []
+        await asyncio.to_thread(read_one_and_vanish)
+        await until(lambda: engine.stats()["small"].running == 0)
+        assert engine.stats()["small"].generated_total < 240
+        with pytest.raises(AttributeError):
+            answers.pop().missing  # type: ignore[attr-defined]  # noqa: B018 — kept until here
+
+
+# ----------------------------------------------------------------------- refusing
+
+
+async def test_a_bad_call_is_refused_before_start() -> None:
+    async with serving(fake_lane(num_pages=8)) as engine:
+        answerer = engine.answerer("small")
+        with pytest.raises(BadCall, match="KV memory"):
+            await ask(answerer, chat(max_tokens=100))
+        with pytest.raises(BadCall, match="does not know"):
+            await ask(answerer, chat(extra='{"top_a":1}'))
+
+
+async def test_a_full_queue_is_overload_with_a_time_to_come_back() -> None:
+    gate = Gate()
+    limits = Limits(max_batched_tokens=64, max_running=1, max_waiting=2)
+    async with serving(lane_with(gate, limits=limits)) as engine:
+        tasks = [
+            asyncio.create_task(ask(engine.answerer("small"), chat(f"{at}", max_tokens=3)))
+            for at in range(6)
+        ]
+        await asyncio.sleep(0.05)
+        gate.open()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+    refused = [result for result in results if isinstance(result, BaseException)]
+    assert 3 <= len(refused) <= 4  # one runs or not yet, two wait
+    for error in refused:
+        assert isinstance(error, Overloaded)
+        assert error.retry_after_s is not None
+
+
+# ----------------------------------------------------------------------- breaking
+
+
+async def test_a_broken_step_fails_its_requests_and_the_engine_goes_on() -> None:
+    broken = threading.Event()
+    reports: list[str] = []
+
+    def maybe(chunks: list[Chunk]) -> None:
+        if broken.is_set():
+            raise RuntimeError("no such kernel")
+
+    lane = lane_with(maybe)
+    async with serving(lane, report=lambda message, _: reports.append(message)) as engine:
+        answerer = engine.answerer("small")
+        answer = answerer(chat(max_tokens=200), Trail("r1"))
+        await anext(answer)
+        broken.set()
+        with pytest.raises(Failed, match=r"RuntimeError.*r1"):
+            async for _ in answer:
+                pass
+        with pytest.raises(Failed, match=r"r2"):
+            await ask(answerer, chat(), Trail("r2"))
+        broken.clear()
+        said = await ask(answerer, chat(max_tokens=5))
+        assert said.usage.completion_tokens == 5
+    assert len(reports) == 2
+    assert "no such kernel" not in reports[0]
+
+
+async def test_a_text_that_breaks_fails_its_own_request_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lane = fake_lane()
+    own_bytes = lane.text.pieces.own_bytes
+
+    def broken(token: int) -> bytes:
+        raise ValueError
+
+    monkeypatch.setattr(lane.text.pieces, "own_bytes", broken)
+    async with serving(lane, report=lambda *_: None) as engine:
+        answerer = engine.answerer("small")
+        asked_for_logprobs = ask(answerer, chat(logprobs=True, max_tokens=9), Trail("r1"))
+        plain = ask(answerer, chat(max_tokens=9), Trail("r2"))
+        failed, said = await asyncio.gather(asked_for_logprobs, plain, return_exceptions=True)
+    assert isinstance(failed, Failed)
+    assert not isinstance(said, BaseException)
+    assert own_bytes(5)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+async def test_a_dead_engine_leaves_nobody_waiting() -> None:
+    gate = Gate(steps=3)
+
+    def die(chunks: list[Chunk]) -> None:
+        if not gate.steps.acquire(blocking=False):
+            raise SystemExit
+
+    engine = Engine({"small": lane_with(die)})
+    engine.start()
+    answerer = engine.answerer("small")
+    tasks = [ask(answerer, chat(f"{at}", max_tokens=50), Trail(f"r{at}")) for at in range(3)]
+    for result in await asyncio.gather(*tasks, return_exceptions=True):
+        assert isinstance(result, Failed)
+    with pytest.raises(Failed):
+        await ask(answerer, chat())
+    await until(lambda: not engine.alive)
+    await engine.stop()
+
+
+async def test_stopping_lets_those_inside_finish_and_refuses_new_ones() -> None:
+    lane = lane_with(lambda _: time.sleep(0.001))
+    engine = Engine({"small": lane})
+    engine.start()
+    answerer = engine.answerer("small")
+    inside = asyncio.create_task(ask(answerer, chat(max_tokens=40)))
+    await until(lambda: lane.runner.steps > 2)  # type: ignore[attr-defined]
+    stopping = asyncio.create_task(engine.stop(grace_s=10))
+    await asyncio.sleep(0.005)
+    with pytest.raises(Overloaded, match="shutting down"):
+        await ask(answerer, chat())
+    assert (await inside).usage.completion_tokens == 40
+    await stopping
+    assert not engine.alive
+
+
+async def test_stopping_without_grace_fails_those_inside() -> None:
+    lane = lane_with(lambda _: time.sleep(0.002))
+    engine = Engine({"small": lane})
+    engine.start()
+    inside = asyncio.create_task(ask(engine.answerer("small"), chat(max_tokens=200)))
+    await until(lambda: lane.runner.steps > 2)  # type: ignore[attr-defined]
+    await engine.stop()
+    with pytest.raises(AnswerError, match="stopped"):
+        await inside
+    assert lane.tree.pages.num_running == 0
+
+
+async def test_an_engine_that_never_started_can_be_stopped() -> None:
+    await Engine({"small": fake_lane()}).stop()
+
+
+async def test_the_stats_count_what_was_done() -> None:
+    async with serving(fake_lane()) as engine:
+        said = await ask(engine.answerer("small"), chat(max_tokens=7))
+        await until(lambda: engine.stats()["small"].running == 0)
+        stats = engine.stats()["small"]
+    assert stats.generated_total == 7
+    assert stats.prefilled_total == said.usage.prompt_tokens
+    assert stats.steps_total == 7
+    assert stats.pages_free + stats.pages_cached == 64
+    assert stats.tokens_per_s > 0
