@@ -109,8 +109,14 @@ def _serve(asked: argparse.Namespace, console: Console) -> int:
     from gateway.server import build_server  # noqa: PLC0415
 
     system = assemble(settings, backend, log)
-    server = build_server(system.app, settings.server, system.drain, log)
-    _greet(console, settings, listener.getsockname()[1])
+    port = listener.getsockname()[1]
+    server = build_server(
+        system.app,
+        settings.server,
+        system.drain,
+        log,
+        on_ready=lambda: _greet(console, settings, port),
+    )
     # What is alive now lives until the end: torch alone makes 300,000 objects that the collector
     # would otherwise look through again and again, 100 ms at a time.
     gc.collect()

@@ -15,6 +15,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import socket
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -78,9 +80,17 @@ def protocol_with(head_timeout_s: float) -> type[Protocol]:
 class DrainingServer(uvicorn.Server):
     """A server that finishes its answers before it stops."""
 
-    def __init__(self, config: uvicorn.Config, drain: Drain) -> None:
+    def __init__(
+        self, config: uvicorn.Config, drain: Drain, on_ready: Callable[[], None] = lambda: None
+    ) -> None:
         super().__init__(config)
         self._drain = drain
+        self._on_ready = on_ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._on_ready()
 
     def handle_exit(self, sig: int, _: FrameType | None) -> None:
         """The first signal drains; a second one stops at once."""
@@ -98,8 +108,15 @@ class DrainingServer(uvicorn.Server):
         return await super().on_tick(counter)
 
 
-def build_server(app: Front, settings: Server, drain: Drain, log: Log) -> DrainingServer:
-    """A server that is ready to `serve()`. The program's logging of libraries goes to `log`."""
+def build_server(
+    app: Front,
+    settings: Server,
+    drain: Drain,
+    log: Log,
+    on_ready: Callable[[], None] = lambda: None,
+) -> DrainingServer:
+    """A server to `serve()`, which calls `on_ready` when it listens. What libraries log goes to
+    `log`."""
     libraries = logging.getLogger("uvicorn")
     libraries.handlers = [Bridge(log)]
     libraries.propagate = False
@@ -120,4 +137,4 @@ def build_server(app: Front, settings: Server, drain: Drain, log: Log) -> Draini
         timeout_graceful_shutdown=LAST_CLOSE_S,
         backlog=2048,
     )
-    return DrainingServer(config, drain)
+    return DrainingServer(config, drain, on_ready)

@@ -1,0 +1,103 @@
+"""The real server on a real port, with fakes for models; in this process or in one of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from engine.contract import Answerer
+from gateway.assemble import System, assemble
+from gateway.backend import PlainBackend
+from gateway.catalog import ModelCard
+from gateway.observe.logs import LineWriter, build_log
+from gateway.server import DrainingServer, build_server
+from gateway.settings import ExactCache, Model, Server, Settings, Tenant
+from tests.support.fake import FakeModel
+
+NOWHERE = Path("nowhere")
+CONTEXT = 2048
+
+
+def settings_for_tests(**changes: Any) -> Settings:
+    """Two fake models, a memory store, a free port. `changes` replace whole tables."""
+    plain = Settings(
+        server=Server(port=0, shutdown_grace_s=2.0),
+        models={"small": Model(path=NOWHERE), "large": Model(path=NOWHERE)},
+        exact=ExactCache(store="memory://"),
+        tenants=(Tenant(name="default"),),
+    )
+    return replace(plain, **changes)
+
+
+@dataclass
+class Running:
+    port: int
+    client: httpx.AsyncClient
+    system: System
+    server: DrainingServer
+    models: Mapping[str, Answerer]
+    logged: BytesIO
+
+    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await asyncio.open_connection("127.0.0.1", self.port)
+
+
+@asynccontextmanager
+async def serving(
+    settings: Settings | None = None, models: Mapping[str, Answerer] | None = None
+) -> AsyncIterator[Running]:
+    settings = settings or settings_for_tests()
+    models = models or {name: FakeModel(name=name) for name in settings.models}
+    cards = {name: ModelCard(name, name * 8, CONTEXT, 1.0, 2.0) for name in models}
+    logged = BytesIO()
+    writer = LineWriter(logged, every_s=0.01)
+    log = build_log(writer, settings.logs.level, as_json=True)
+    system = assemble(settings, PlainBackend(models, cards), log)
+    listener = socket.create_server(("127.0.0.1", settings.server.port))
+    port = listener.getsockname()[1]
+    ready = asyncio.Event()
+    server = build_server(system.app, settings.server, system.drain, log, ready.set)
+    task = asyncio.create_task(server.serve(sockets=[listener]))
+    try:
+        await ready.wait()
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+            yield Running(port, client, system, server, models, logged)
+    finally:
+        system.drain.begin()
+        await task
+        writer.close()
+
+
+def request_bytes(body: bytes, *, headers: str = "", length: int | None = None) -> bytes:
+    """A POST to the chat endpoint as it goes over the wire; `length` may lie about the body."""
+    declared = len(body) if length is None else length
+    head = (
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: test\r\n"
+        f"content-type: application/json\r\ncontent-length: {declared}\r\n{headers}\r\n"
+    )
+    return head.encode() + body
+
+
+async def _serve_slowly(port: int) -> None:
+    """For tests of signals: a model that takes 50 ms for each of ten words."""
+    slow = FakeModel(lambda _: [f"word{i} " for i in range(10)], pause_s=0.05)
+    base = settings_for_tests()
+    settings = replace(base, server=replace(base.server, port=port, shutdown_grace_s=5.0))
+    async with serving(settings, {"small": slow, "large": slow}) as running:
+        sys.stdout.write(f"{running.port}\n")
+        sys.stdout.flush()
+        while not running.server.should_exit and not running.system.drain.draining:
+            await asyncio.sleep(0.01)
+
+
+if __name__ == "__main__":
+    asyncio.run(_serve_slowly(int(sys.argv[1])))
