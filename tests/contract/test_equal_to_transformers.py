@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from engine.loading import load_decoder, read_checkpoint
+from engine.runner import cpu_attention
 from engine.sequence import SamplingParams, Sequence
 from tests.support.checkpoints import FAMILIES, make_checkpoint
 from tests.support.steps import Steps, generated, load_runner, make_runner, make_sequence
@@ -87,9 +88,12 @@ def reference(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     )
 
 
-@pytest.fixture
-def steps(reference: Reference) -> Steps:
-    return Steps(load_runner(reference.path))
+@pytest.fixture(params=["torch", "compiled"])
+def steps(request: pytest.FixtureRequest, reference: Reference) -> Steps:
+    if request.param == "torch":
+        return Steps(load_runner(reference.path))
+    pytest.importorskip("numba", reason="an optional accelerator")
+    return Steps(load_runner(reference.path, backend=cpu_attention))
 
 
 def sequences() -> list[Sequence]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +10,9 @@ import torch
 
 from engine.kernels.attention import TorchAttention
 from engine.loading import load_decoder, read_checkpoint
+from engine.models.config import DecoderConfig
 from engine.models.decoder import Decoder
-from engine.pool import make_pool
+from engine.pool import KVPool, make_pool
 from engine.runner import Backend, CpuRunner
 from engine.sequence import Chunk, Runner, Sampled, SamplingParams, Sequence
 
@@ -22,10 +23,10 @@ def make_runner(
     page_size: int = 4,
     num_pages: int = 256,
     dtype: torch.dtype = torch.float32,
-    backend: type[Backend] = TorchAttention,
+    backend: Callable[[DecoderConfig, KVPool], Backend] = TorchAttention,
 ) -> CpuRunner:
     pool = make_pool(decoder.config, page_size=page_size, num_pages=num_pages, dtype=dtype)
-    return CpuRunner(decoder, pool, backend(decoder.config, pool))  # type: ignore[call-arg]
+    return CpuRunner(decoder, pool, backend(decoder.config, pool))
 
 
 def load_runner(path: Path, **options: object) -> CpuRunner:
