@@ -1,0 +1,68 @@
+"""One server for all end-to-end tests, and what each of them must leave behind: an idle one."""
+
+from __future__ import annotations
+
+import itertools
+import uuid
+from collections.abc import Callable, Iterator
+
+import pytest
+from openai import OpenAI
+
+from tests.support.program import Program, running
+from tests.support.served import ALICE, Models, find_models
+
+_served_by: pytest.StashKey[str] = pytest.StashKey()
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Models:
+    found = find_models(tmp_path_factory.mktemp("models"))
+    pytestconfig.stash[_served_by] = found.what
+    return found
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    if (what := config.stash.get(_served_by, None)) is not None:
+        terminalreporter.write_line(f"end-to-end tests were served by {what}")
+
+
+@pytest.fixture(scope="session")
+def program(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
+    """The server that the tests share. Use `server`, which also looks after each test."""
+    with running(tmp_path_factory.mktemp("server"), models.settings) as one:
+        yield one
+        assert one.stop() == 0, one.logged()[-4000:]
+
+
+@pytest.fixture
+def server(program: Program) -> Iterator[Program]:
+    """The shared server. Whatever a test did to it, afterwards it is alive, it has nothing left
+    to do, every page is free or cached, and nothing in it broke."""
+    seen = len(program.logged())
+    pages = program.num_pages()
+    yield program
+    assert program.alive, program.logged()[-4000:]
+    program.wait_idle()
+    assert program.num_pages() == pages
+    since = program.logged()[seen:]
+    assert '"level":"error"' not in since, since[-4000:]
+    assert '"status":500' not in since, since[-4000:]
+    assert "Traceback" not in since, since[-4000:]
+
+
+@pytest.fixture
+def client(server: Program) -> Iterator[OpenAI]:
+    """OpenAI's SDK, which retries nothing, so that every error is seen."""
+    with OpenAI(base_url=f"{server.base_url}/v1", api_key=ALICE, max_retries=0) as one:
+        yield one
+
+
+@pytest.fixture(scope="session")
+def question() -> Callable[[], str]:
+    """Questions that nobody has asked before: no test meets another's cached answer."""
+    numbers = itertools.count(1)
+    mark = uuid.uuid4().hex[:6]
+    return lambda: f"What comes after {next(numbers)} in story {mark}?"
