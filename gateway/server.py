@@ -1,13 +1,13 @@
-"""uvicorn, with the three things that it leaves to others.
+"""uvicorn, with the four things that it leaves to others.
 
 - A head that never arrives: uvicorn times out idle connections but not a request whose headers
   trickle in. `Protocol` drops the line after `head_timeout_s`, and so does one that says nothing.
 - Draining: uvicorn closes its listener at SIGTERM. `DrainingServer` first turns /readyz to 503 and
   refuses new work while answers in flight end (gateway/drain.py), and only then lets uvicorn stop.
 - Exit status: uvicorn ends itself with the signal it got; an orderly end is exit status 0.
-
-uvloop sets TCP_NODELAY on every connection, which is what keeps a stream's small writes from
-waiting 40 ms for the peer's delayed acknowledgement (tests/e2e/test_server.py checks it).
+- TCP_NODELAY, without which a stream's small writes wait 40 ms for the peer's delayed
+  acknowledgement. Event loops set it on connections of listeners that they made themselves; asyncio
+  does not for one that it is handed, as ours is.
 """
 
 from __future__ import annotations
@@ -42,6 +42,9 @@ class Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        accepted = transport.get_extra_info("socket")
+        if accepted is not None and accepted.family in {socket.AF_INET, socket.AF_INET6}:
+            accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._wait_for_head()
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -32,8 +32,11 @@ Log: TypeAlias = structlog.typing.FilteringBoundLogger
 class LineWriter:
     """Takes lines from any thread; one thread of its own writes them. `close` writes the rest."""
 
-    def __init__(self, stream: BinaryIO, every_s: float = FLUSH_EVERY_S) -> None:
+    def __init__(
+        self, stream: BinaryIO, every_s: float = FLUSH_EVERY_S, most: int = MAX_WAITING
+    ) -> None:
         self._stream = stream
+        self._most = most
         self._waiting: deque[bytes] = deque()
         self._dropped = 0
         self._every_s = every_s
@@ -42,7 +45,7 @@ class LineWriter:
         self._thread.start()
 
     def line(self, text: bytes) -> None:
-        if len(self._waiting) >= MAX_WAITING:
+        if len(self._waiting) >= self._most:
             self._dropped += 1
             return
         self._waiting.append(text)

@@ -6,7 +6,7 @@ import asyncio
 import socket
 import sys
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
@@ -46,9 +46,20 @@ class Running:
     server: DrainingServer
     models: Mapping[str, Answerer]
     logged: BytesIO
+    stopped: asyncio.Task[None]
 
-    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        return await asyncio.open_connection("127.0.0.1", self.port)
+    @asynccontextmanager
+    async def connect(
+        self,
+    ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+        """A raw connection, closed at the end whatever became of it."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        try:
+            yield reader, writer
+        finally:
+            writer.close()
+            with suppress(ConnectionError):
+                await writer.wait_closed()
 
 
 @asynccontextmanager
@@ -70,7 +81,7 @@ async def serving(
     try:
         await ready.wait()
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
-            yield Running(port, client, system, server, models, logged)
+            yield Running(port, client, system, server, models, logged, task)
     finally:
         system.drain.begin()
         await task
@@ -95,8 +106,7 @@ async def _serve_slowly(port: int) -> None:
     async with serving(settings, {"small": slow, "large": slow}) as running:
         sys.stdout.write(f"{running.port}\n")
         sys.stdout.flush()
-        while not running.server.should_exit and not running.system.drain.draining:
-            await asyncio.sleep(0.01)
+        await running.stopped
 
 
 if __name__ == "__main__":

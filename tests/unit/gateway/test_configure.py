@@ -46,9 +46,7 @@ def test_the_environment_beats_the_file_and_a_flag_beats_both(tmp_path: Path) ->
     assert loaded.settings.server.port == 1
     assert loaded.settings.exact.enabled is False
     assert loaded.sources["server.port"] == "SLUICE_SERVER__PORT"
-    loaded = load_text(
-        tmp_path, "[server]\nport = 9\n", environ=environ, flags={"server.port": 7}
-    )
+    loaded = load_text(tmp_path, "[server]\nport = 9\n", environ=environ, flags={"server.port": 7})
     assert loaded.settings.server.port == 7
 
 

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.contract import Call, End, Overloaded, Trail, Usage
+from gateway.catalog import ModelCard
+from gateway.observe.ledger import Ledger, LedgerLayer, Record
+from gateway.observe.metrics import EngineState, Metrics
+from gateway.observe.rollup import Durations, Prices, RollUp
+from tests.support.fake import FakeModel
+
+CALL = Call(kind="chat", model="auto", scope="s")
+SMALL, LARGE = ModelCard("small", "", None, 0.1, 0.4), ModelCard("large", "", None, 1.0, 4.0)
+PRICES = Prices([SMALL, LARGE], LARGE)
+
+
+def record(origin: str = "large", model: str = "large", usage: Usage | None = None) -> Record:
+    return Record(0.0, "id", "t", model, origin, 200, usage or Usage(10, 4), 0.5, 0.1, [], [])
+
+
+async def book(model: FakeModel, trail: Trail | None = None, stop_at: int | None = None) -> Record:
+    ledger = Ledger()
+    answer = LedgerLayer(model, ledger)(CALL, trail or Trail("1", tenant="t"))
+    seen = 0
+    try:
+        async for event in answer:
+            seen += 1
+            if isinstance(event, End):
+                assert len(ledger) == 1, "booked before End is handed on"
+            if seen == stop_at:
+                break
+    except Exception:  # noqa: BLE001 - what is booked is what is tested
+        assert len(ledger) == 1
+    await answer.aclose()
+    (booked,) = ledger.take()
+    assert not ledger.take()
+    return booked
+
+
+async def test_a_complete_answer_is_booked_with_its_tokens_before_its_end() -> None:
+    booked = await book(FakeModel(name="large"))
+    assert (booked.status, booked.model, booked.origin) == (200, "large", "large")
+    assert booked.usage.completion_tokens > 0
+    assert booked.ttft_s is not None
+    assert 0 <= booked.ttft_s <= booked.seconds
+
+
+@pytest.mark.parametrize(
+    ("model", "status"),
+    [
+        (FakeModel(error=Overloaded("full")), 503),
+        (FakeModel(error=ValueError("ours")), 500),
+        (FakeModel(late_error=Overloaded("full")), 503),
+    ],
+)
+async def test_a_failure_is_booked_with_its_status(model: FakeModel, status: int) -> None:
+    booked = await book(model)
+    assert booked.status == status
+    assert booked.usage == Usage(0, 0)
+
+
+async def test_an_answer_that_was_closed_is_booked_as_gone_or_late() -> None:
+    model = FakeModel()
+    assert (await book(model, stop_at=2)).status == 499
+    assert model.closed_early == 1
+    assert (await book(FakeModel(), Trail("1", deadline=0.0), stop_at=1)).status == 408
+
+
+@given(
+    st.sampled_from(["exact", "joined", "semantic", "small", "large", "elsewhere"]),
+    st.integers(0, 10**6),
+    st.integers(0, 10**6),
+    st.data(),
+)
+def test_what_was_delivered_is_what_was_spent_and_what_was_avoided(
+    origin: str, prompt: int, completion: int, data: st.DataObject
+) -> None:
+    cached = data.draw(st.integers(0, prompt))
+    model = origin if origin in {"small", "large"} else data.draw(st.sampled_from(["small", "x"]))
+    money = PRICES.account(record(origin, model, Usage(prompt, completion, cached)))
+    assert money.counterfactual == prompt * 1000 + completion * 4000
+    assert money.counterfactual == money.spent + sum(money.avoided.values())
+
+
+def test_a_hit_costs_nothing_and_avoids_all() -> None:
+    money = PRICES.account(record("exact", usage=Usage(10, 4, 3)))
+    assert (money.spent, money.avoided, money.tokens) == (0, {"exact": 26_000}, {"exact": 14})
+
+
+def test_a_small_answer_avoids_the_difference_and_what_was_not_prefilled() -> None:
+    money = PRICES.account(record("small", "small", Usage(10, 4, 3)))
+    assert money.avoided == {"cascade": 26_000 - 2_600, "prefix": 300}
+    assert money.tokens == {"cascade": 14, "prefix": 3}
+
+
+@given(st.lists(st.floats(1e-6, 900.0), min_size=1, max_size=50), st.floats(0.01, 1.0))
+def test_percentiles_are_right_to_a_bucket(times: list[float], share: float) -> None:
+    durations = Durations()
+    for one in times:
+        durations.add(one)
+    rank = sorted(times)[max(0, -(-int(share * len(times) * 10**9) // 10**9) - 1)]
+    found = durations.percentile(share)
+    assert found is not None
+    assert found >= min(max(times), max(rank, 1e-5)) * 0.98 or found >= rank * 0.98
+    assert Durations().percentile(0.5) is None
+
+
+def test_cumulative_buckets_never_fall_and_end_with_all() -> None:
+    durations = Durations()
+    for one in (1e-9, 0.001, 0.3, 5000.0):
+        durations.add(one)
+    counts = [count for _, count in durations.cumulative()]
+    assert counts == sorted(counts)
+    assert counts[-1] == 4
+    assert counts[0] == 1
+
+
+def test_metrics_are_the_folded_account() -> None:
+    ledger = Ledger()
+    rollup = RollUp(ledger, PRICES)
+    states = {"large": EngineState(2, 1, 3, {"free": 7})}
+    metrics = Metrics(rollup, lambda: states, lambda: 5)
+    ledger.append(record("exact"))
+    ledger.append(record("large"))
+    text = metrics.render().decode()
+    labels = 'model="large",origin="exact",status="200",tenant="t"'
+    assert f"sluice_requests_total{{{labels}}} 1.0" in text
+    assert 'sluice_tokens_avoided_total{by="exact",tenant="t"} 14.0' in text
+    assert 'sluice_request_seconds_bucket{le="0.464",origin="exact"} 0.0' in text
+    assert 'sluice_request_seconds_bucket{le="1.0",origin="exact"} 1.0' in text
+    assert 'sluice_kv_pages{model="large",state="free"} 7.0' in text
+    assert 'sluice_running_sequences{model="large"} 2.0' in text
+    assert "sluice_inflight_requests 5.0" in text
+    assert len(ledger) == 0

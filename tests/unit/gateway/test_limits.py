@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.contract import Call, Start, TooMany, Trail
+from gateway.settings import Tenant
+from gateway.tenants.limits import LimitLayer, Limits
+from tests.support.fake import FakeModel
+
+CALL = Call(kind="chat", model="m", scope="s")
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def limits(clock: Clock, **limit: int) -> Limits:
+    return Limits([Tenant(name="t", **limit)], clock)  # type: ignore[arg-type]
+
+
+def test_a_minute_holds_as_many_requests_as_allowed() -> None:
+    clock = Clock()
+    some = limits(clock, rpm=3)
+    for _ in range(3):
+        some.enter("t")
+    with pytest.raises(TooMany) as raised:
+        some.enter("t")
+    wait_s = raised.value.retry_after_s
+    assert wait_s is not None
+    assert 60 < wait_s <= 120
+    clock.now += wait_s + 0.001
+    some.enter("t")
+
+
+@given(st.integers(1, 50), st.lists(st.floats(0.0, 40.0), max_size=120))
+def test_who_waits_as_told_is_let_in_and_nobody_gets_twice_the_rate(
+    rpm: int, gaps: list[float]
+) -> None:
+    clock = Clock()
+    some = limits(clock, rpm=rpm)
+    arrivals = []
+    for gap in gaps:
+        clock.now += gap
+        try:
+            some.enter("t")
+        except TooMany as error:
+            clock.now += (error.retry_after_s or 0.0) + 1e-6
+            some.enter("t")
+        arrivals.append(clock.now)
+    for now in arrivals:
+        assert sum(now - 60 < one <= now for one in arrivals) < 2 * rpm + 1
+
+
+def test_requests_in_flight_are_bounded_and_leaving_makes_room() -> None:
+    some = limits(Clock(), max_concurrent=1)
+    some.enter("t")
+    with pytest.raises(TooMany, match="in flight"):
+        some.enter("t")
+    some.leave("t")
+    some.enter("t")
+
+
+def test_headers_tell_limit_remaining_and_reset() -> None:
+    clock = Clock()
+    some = limits(clock, rpm=10)
+    some.enter("t")
+    headers = dict(some.headers("t"))
+    assert headers[b"x-ratelimit-limit-requests"] == b"10"
+    assert headers[b"x-ratelimit-remaining-requests"] == b"9"
+    assert headers[b"x-ratelimit-reset-requests"] == b"6.000s"
+    assert some.headers("other") == []
+
+
+async def test_the_layer_counts_an_answer_until_it_is_closed() -> None:
+    some = limits(Clock(), max_concurrent=1)
+    layer = LimitLayer(FakeModel(), some)
+    answer = layer(CALL, Trail("1", tenant="t"))
+    assert isinstance(await anext(answer), Start)
+    with pytest.raises(TooMany):
+        await anext(layer(CALL, Trail("2", tenant="t")))
+    await answer.aclose()
+    assert [event async for event in layer(CALL, Trail("3", tenant="t"))]
+
+
+async def test_a_tenant_without_limits_gets_the_inner_answer_itself() -> None:
+    layer = LimitLayer(FakeModel(), limits(Clock(), rpm=1))
+    for _ in range(3):
+        assert [event async for event in layer(CALL, Trail("1", tenant="free"))]

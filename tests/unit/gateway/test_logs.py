@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import json
+import logging
+from io import BytesIO
+
+from gateway.observe.logs import Bridge, LineWriter, Log, build_log
+
+
+class Broken(BytesIO):
+    def write(self, data: object) -> int:
+        raise OSError("nobody reads")
+
+
+def lines(stream: BytesIO) -> list[dict[str, object]]:
+    return [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
+def new_log(level: str = "info", as_json: bool = True) -> tuple[Log, LineWriter, BytesIO]:
+    stream = BytesIO()
+    writer = LineWriter(stream, every_s=0.001)
+    return build_log(writer, level, as_json), writer, stream
+
+
+def test_a_line_is_one_json_object_with_time_and_level() -> None:
+    log, writer, stream = new_log()
+    log.info("request", id="x", status=200)
+    writer.close()
+    (line,) = lines(stream)
+    assert line["event"] == "request"
+    assert line["level"] == "info"
+    assert str(line["time"]).endswith("Z")
+
+
+def test_what_is_below_the_level_is_not_written() -> None:
+    log, writer, stream = new_log("warning")
+    log.info("no")
+    log.warning("yes")
+    writer.close()
+    assert [line["event"] for line in lines(stream)] == ["yes"]
+
+
+def test_a_trace_is_text_in_the_line() -> None:
+    log, writer, stream = new_log()
+    log.error("broke", exc_info=ValueError("ours"))
+    writer.close()
+    assert "ValueError: ours" in str(lines(stream)[0]["exception"])
+
+
+def test_libraries_log_through_the_same_lines() -> None:
+    log, writer, stream = new_log()
+    record = logging.LogRecord("uvicorn", logging.WARNING, "f", 1, "bad %s", ("thing",), None)
+    Bridge(log).emit(record)
+    writer.close()
+    assert lines(stream)[0]["event"] == "bad thing"
+    assert lines(stream)[0]["level"] == "warning"
+
+
+def test_the_console_form_is_for_people() -> None:
+    log, writer, stream = new_log(as_json=False)
+    log.info("request", id="x")
+    writer.close()
+    assert b"request" in stream.getvalue()
+    assert not stream.getvalue().startswith(b"{")
+
+
+def test_a_reader_that_went_away_stops_nothing() -> None:
+    writer = LineWriter(Broken(), every_s=0.001)
+    writer.line(b"x")
+    writer.close()
+
+
+def test_a_flood_is_bounded_and_what_was_dropped_is_counted() -> None:
+    stream = BytesIO()
+    writer = LineWriter(stream, every_s=60.0, most=2)
+    for _ in range(5):
+        writer.line(b'{"event": "x"}')
+    writer.close()
+    assert lines(stream)[-1] == {"event": "log lines dropped", "count": 3}
+    assert len(lines(stream)) == 3
