@@ -1,0 +1,291 @@
+"""A model behind any OpenAI-compatible server, as an answerer.
+
+    place → send → head → first chunk ─▸ Start ─▸ Delta* ─▸ Finish ─▸ End
+    └──────── retried, while safe ───────┘
+
+Start, the commit point, waits for the first chunk that can be read and not only for the status:
+many servers send 200 and then an error as the first event, and until then another try or another
+upstream can still answer. Time-outs are by phase (connect, first byte, between bytes), the whole is
+bounded by the caller's deadline. The stream is read without re-chunking: one event of theirs is one
+of ours.
+
+The transport is used directly, without httpx's client around it: that saves cookies, redirects
+(which are refused anyway: a redirect could leave the checked address) and two thirds of the time.
+Over aiohttp's connector it does six times httpx's own rate (`open_transport`).
+
+Secrets come from the environment only, and an error's text is searched for the key before it
+leaves. A hang-up closes the response, which closes the connection, which is how the server hears of
+it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+
+import httpx
+
+from cascade.address import Addresses, AddressRefused
+from cascade.guard import Backoff, Breaker
+from cascade.openai_wire import request_body, usage_of
+from cascade.price import estimate_prompt_tokens
+from cascade.reply import (
+    Again,
+    Reply,
+    error_of,
+    error_text,
+    events_in,
+    read_at_most,
+    retry_after_s,
+)
+from engine.contract import (
+    Answer,
+    AnswerError,
+    BadCall,
+    Call,
+    DeadlineExceeded,
+    Delta,
+    End,
+    Finish,
+    Overloaded,
+    Start,
+    Trail,
+    UpstreamFailed,
+    Usage,
+)
+
+MAX_ERROR_BYTES = 65_536
+_AGAIN = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
+_CALLERS = frozenset({400, 413, 415, 422})
+
+
+class SecretMissing(ValueError):
+    """The environment variable that should hold the key is not set."""
+
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """One remote model. `name` is ours (origin, model, in the ledger), `model` is theirs."""
+
+    name: str
+    model: str
+    api_key: str = ""
+    headers: tuple[tuple[str, str], ...] = ()
+    connect_timeout_s: float = 5.0
+    first_byte_timeout_s: float = 120.0
+    between_bytes_timeout_s: float = 60.0
+    max_tokens_field: str = "max_tokens"
+    """OpenAI's newest models take max_completion_tokens only."""
+
+
+def secret(variable: str, environ: Mapping[str, str]) -> str:
+    """The key that `variable` holds. Settings name variables and never hold keys."""
+    found = environ.get(variable, "").strip()
+    if not found:
+        raise SecretMissing(f"the environment variable {variable} is not set; put the key there")
+    return found
+
+
+class Remote:
+    """Holds the breaker's state; everything else belongs to one answer."""
+
+    def __init__(
+        self,
+        upstream: Upstream,
+        addresses: Addresses,
+        transport: httpx.AsyncBaseTransport,
+        *,
+        breaker: Breaker,
+        backoff: Backoff,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._upstream = upstream
+        self._addresses = addresses
+        self._transport = transport
+        self._breaker = breaker
+        self._backoff = backoff
+        self._now = now
+        self._headers = _headers(upstream)
+
+    @property
+    def breaker(self) -> Breaker:
+        return self._breaker
+
+    async def __call__(self, call: Call, trail: Trail) -> Answer:
+        started = time.perf_counter()
+        if not self._breaker.admit():
+            raise Overloaded(
+                f"Upstream {self._upstream.name!r} keeps failing and is being left alone for a "
+                "moment; try again.",
+                retry_after_s=self._breaker.reopens_in_s,
+            )
+        settled = False
+        try:
+            reply = await self._open(call, trail)
+            self._breaker.succeeded()
+            settled = True
+        except AnswerError as error:
+            settled = True
+            self._settle(error)
+            raise
+        finally:
+            if not settled:
+                self._breaker.abandoned()
+        trail.span("upstream", started)
+        async with aclosing(self._events(reply, call, trail)) as events:
+            async for event in events:
+                yield event
+
+    def _settle(self, error: AnswerError) -> None:
+        if isinstance(error, BadCall):
+            self._breaker.succeeded()
+        elif isinstance(error, DeadlineExceeded):
+            self._breaker.abandoned()
+        else:
+            self._breaker.failed()
+
+    async def _open(self, call: Call, trail: Trail) -> Reply:
+        """The first chunk of an answer, after as many tries as are safe and fit the deadline."""
+        kind = "/chat/completions" if call.kind == "chat" else "/completions"
+        body = request_body(call, self._upstream.model, self._upstream.max_tokens_field)
+        tried = 0
+        while True:
+            tried += 1
+            try:
+                return await self._try(kind, body, trail)
+            except Again as failure:
+                pause_s = self._backoff.pause_s(tried, failure.retry_after_s, trail.remaining_s())
+                if pause_s is None:
+                    raise failure.error from failure
+                await asyncio.sleep(pause_s)
+
+    async def _try(self, path: str, body: bytes, trail: Trail) -> Reply:
+        limit_s, by_deadline = self._first_byte_limit(trail)
+        try:
+            async with asyncio.timeout(limit_s):
+                reply = await self._send(path, body)
+                try:
+                    await reply.first()
+                except BaseException:
+                    await reply.aclose()
+                    raise
+                return reply
+        except TimeoutError as error:
+            if by_deadline:
+                raise DeadlineExceeded(
+                    f"Upstream {self._upstream.name!r} had not begun to answer when the request's "
+                    "time was up; allow more time."
+                ) from error
+            raise self._failed("did not begin to answer in time") from error
+        except AddressRefused as error:
+            raise self._failed(f"may not be reached: {error}") from error
+        except (httpx.ConnectError, httpx.ConnectTimeout, OSError) as error:
+            raise Again(self._failed("cannot be reached")) from error
+        except httpx.TimeoutException as error:
+            raise self._failed("went silent before its answer") from error
+        except httpx.HTTPError as error:
+            raise Again(self._failed("broke the connection off")) from error
+
+    def _first_byte_limit(self, trail: Trail) -> tuple[float, bool]:
+        remaining_s, limit_s = trail.remaining_s(), self._upstream.first_byte_timeout_s
+        if remaining_s is not None and remaining_s < limit_s:
+            return remaining_s, True
+        return limit_s, False
+
+    async def _send(self, path: str, body: bytes) -> Reply:
+        place = await self._addresses.place(path)
+        upstream = self._upstream
+        slowest_s = max(upstream.first_byte_timeout_s, upstream.between_bytes_timeout_s)
+        request = httpx.Request(
+            "POST",
+            place.url,
+            headers=[("host", place.host), *self._headers],
+            content=body,
+            extensions={
+                "timeout": {
+                    "connect": upstream.connect_timeout_s,
+                    "read": slowest_s,
+                    "write": slowest_s,
+                    "pool": upstream.connect_timeout_s,
+                },
+                "sni_hostname": place.name,
+            },
+        )
+        response = await self._transport.handle_async_request(request)
+        if response.status_code != 200:
+            raise await self._refusal(response)
+        return Reply(response, self._failed)
+
+    async def _refusal(self, response: httpx.Response) -> Exception:
+        """What another status than 200 means for the caller."""
+        try:
+            raw = await read_at_most(response, MAX_ERROR_BYTES)
+        finally:
+            await response.aclose()
+        status, said = response.status_code, error_of(raw)
+        message = self._redacted(str(said.get("message") or "no reason was given"))
+        pause_s = retry_after_s(response.headers.get("retry-after"))
+        if status in _CALLERS:
+            param, code = said.get("param"), said.get("code")
+            return BadCall(
+                f"Upstream {self._upstream.name!r} refused the request: {message}",
+                param=param if isinstance(param, str) else None,
+                code=code if isinstance(code, str) else None,
+            )
+        if status in {401, 403}:
+            return self._failed(f"refused our key; check its api_key_env ({message})")
+        if status == 404:
+            return self._failed(f"has no model {self._upstream.model!r}; check it ({message})")
+        if status in {429, 503, 529}:
+            full = Overloaded(
+                f"Upstream {self._upstream.name!r} is full: {message} Try again later.",
+                retry_after_s=pause_s,
+            )
+            return Again(full, pause_s)
+        failed = self._failed(f"answered {status}: {message}")
+        return Again(failed, pause_s) if status in _AGAIN else failed
+
+    def _failed(self, what: str) -> UpstreamFailed:
+        name, said = self._upstream.name, self._redacted(what)
+        return UpstreamFailed(f"Upstream {name!r} {said}. The request may be retried.")
+
+    def _redacted(self, text: str) -> str:
+        key = self._upstream.api_key
+        return text.replace(key, "…") if key else text
+
+    async def _events(self, reply: Reply, call: Call, trail: Trail) -> Answer:
+        name = self._upstream.name
+        usage: Usage | None = None
+        open_choices, deltas = set(range(call.n)), 0
+        async with aclosing(reply):
+            yield Start(trail.id, reply.created or int(self._now()), name, name)
+            async for chunk in reply.chunks(self._upstream.between_bytes_timeout_s):
+                if chunk.error is not None:
+                    raise self._failed(f"broke off: {error_text(chunk.error)}")
+                for event in events_in(chunk):
+                    deltas += isinstance(event, Delta)
+                    if isinstance(event, Finish):
+                        open_choices.discard(event.index)
+                    yield event
+                if chunk.usage is not None:
+                    usage = usage_of(chunk.usage)
+        if open_choices:
+            raise self._failed("ended its answer in the middle")
+        prompt = estimate_prompt_tokens(call)
+        yield End(usage or Usage(prompt, deltas, 0, prompt + deltas))
+
+
+def _headers(upstream: Upstream) -> list[tuple[str, str]]:
+    headers = [
+        ("content-type", "application/json"),
+        ("accept", "text/event-stream"),
+        ("accept-encoding", "identity"),
+        ("user-agent", "sluice"),
+        *upstream.headers,
+    ]
+    if upstream.api_key:
+        headers.append(("authorization", f"Bearer {upstream.api_key}"))
+    return headers
