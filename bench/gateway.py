@@ -1,11 +1,11 @@
 """What the gateway itself costs: exact hits and passes, JSON and streams, beside two references.
 
-    python bench/gateway.py                    # everything, about five minutes
-    python bench/gateway.py --seconds 3 --only sluice
+    python -m bench.gateway                    # everything, about four minutes
+    python -m bench.gateway --seconds 3 --only sluice
 
 Method. The server runs alone on core 0, wrk on core 1, so a rate is a rate per core. One process.
-Every layer is on: keys, limits, ledger, metrics, exact cache, join, and JSON logs at info (into a
-file). The model is a fake that answers at once with 35 pieces (110 tokens as SSE chunks go), so that
+Every layer is on: keys, limits, ledger, metrics, exact cache, join, and JSON logs at info (to a
+file). The model is a fake that answers at once with 35 pieces (about 110 tokens), so that
 what is measured is the gateway. Rows:
 
     exact hit     one prompt, asked again and again
@@ -22,8 +22,6 @@ other processes meanwhile: numbers with more than a few percent there are not wo
 from __future__ import annotations
 
 import argparse
-import asyncio
-import hashlib
 import json
 import os
 import platform
@@ -34,18 +32,22 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+
+from bench.gateway_answers import KEY
 
 ROOT = Path(__file__).resolve().parent.parent
-KEY = "sk-bench-0123456789abcdef0123456789abcdef"
 PORT = 18_080
-PIECES = [f"word{i} and then {i} " for i in range(35)]
 PROMPT = "Explain in a few sentences why the sky is blue, and why it is red in the evening."
-SERVERS = ("sluice", "asgi", "starlette")
+SERVERS = {
+    "sluice": "bench.gateway_server",
+    "asgi": "bench.gateway_asgi",
+    "starlette": "bench.gateway_starlette",
+}
 
 
 @dataclass(frozen=True)
@@ -63,121 +65,6 @@ class Cell:
     pss_mib: float
     other_cpu: float
     errors: int
-
-
-# --------------------------------------------------------------------------- the servers
-
-
-def serve(name: str, port: int) -> None:
-    """Run one server on core 0 until it is told to stop."""
-    os.sched_setaffinity(0, {0})
-    sys.path.insert(0, str(ROOT))
-    {"sluice": _serve_sluice, "asgi": _serve_asgi, "starlette": _serve_starlette}[name](port)
-
-
-def _serve_sluice(port: int) -> None:
-    import uvloop
-
-    from gateway.assemble import assemble
-    from gateway.backend import PlainBackend
-    from gateway.catalog import ModelCard
-    from gateway.observe.logs import LineWriter, build_log
-    from gateway.server import build_server
-    from gateway.settings import ExactCache, Model, Server, Settings, Tenant
-    from tests.support.fake import FakeModel
-
-    tenant = Tenant(
-        name="bench",
-        keys=(hashlib.sha256(KEY.encode()).hexdigest(),),
-        rpm=1_000_000_000,
-        max_concurrent=10_000,
-    )
-    settings = Settings(
-        server=Server(port=port),
-        models={name: Model(path=ROOT) for name in ("small", "large")},
-        exact=ExactCache(store="memory://"),
-        tenants=(tenant,),
-    )
-    fakes = {name: FakeModel(lambda _: PIECES, name=name, keep=False) for name in settings.models}
-    cards = {name: ModelCard(name, "0" * 64, 8192, 0.5, 2.0) for name in fakes}
-    with tempfile.TemporaryFile() as sink:
-        writer = LineWriter(sink)
-        log = build_log(writer, "info", as_json=True)
-        system = assemble(settings, PlainBackend(fakes, cards), log)
-        server = build_server(system.app, settings.server, system.drain, log)
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(server.serve())
-        writer.close()
-
-
-def _canned() -> tuple[bytes, bytes]:
-    """A whole answer and a stream, as the references send them."""
-    choice = {"index": 0, "message": {"role": "assistant", "content": "".join(PIECES)}}
-    head = {"id": "chatcmpl-1", "created": 1, "model": "large"}
-    whole = json.dumps({**head, "object": "chat.completion", "choices": [choice]}).encode()
-    chunks = [
-        {**head, "choices": [{"index": 0, "delta": {"content": piece}}]} for piece in PIECES
-    ]
-    stream = b"".join(b"data: %s\n\n" % json.dumps(chunk).encode() for chunk in chunks)
-    return whole, stream + b"data: [DONE]\n\n"
-
-
-class _Reference:
-    """Parse, canonical SHA-256, dict: what any cache in Python must at least do."""
-
-    def __init__(self) -> None:
-        self._kept: dict[bytes, tuple[bytes, bytes]] = {}
-        self._canned = _canned()
-
-    def answer(self, body: bytes) -> tuple[bytes, bytes]:
-        """(body, content type)"""
-        import orjson
-
-        request = orjson.loads(body)
-        stream = request.pop("stream", False)
-        packed = orjson.dumps(request, option=orjson.OPT_SORT_KEYS)
-        whole, chunks = self._kept.setdefault(hashlib.sha256(packed).digest(), self._canned)
-        return (chunks, b"text/event-stream") if stream else (whole, b"application/json")
-
-
-def _run_uvicorn(app: Any, port: int) -> None:
-    import uvicorn
-
-    uvicorn.run(app, port=port, loop="uvloop", http="httptools", ws="none", access_log=False,
-                log_level="warning", lifespan="off")  # fmt: skip
-
-
-def _serve_asgi(port: int) -> None:
-    reference = _Reference()
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        body = b""
-        while True:
-            message = await receive()
-            body += message.get("body", b"")
-            if not message.get("more_body"):
-                break
-        answer, kind = reference.answer(body)
-        headers = [(b"content-type", kind), (b"content-length", b"%d" % len(answer))]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": answer})
-
-    _run_uvicorn(app, port)
-
-
-def _serve_starlette(port: int) -> None:
-    from starlette.applications import Starlette
-    from starlette.requests import Request
-    from starlette.responses import Response
-    from starlette.routing import Route
-
-    reference = _Reference()
-
-    async def chat(request: Request) -> Response:
-        answer, kind = reference.answer(await request.body())
-        return Response(answer, media_type=kind.decode())
-
-    _run_uvicorn(Starlette(routes=[Route("/v1/chat/completions", chat, methods=["POST"])]), port)
 
 
 # --------------------------------------------------------------------------- the load
@@ -249,7 +136,8 @@ def core_busy_seconds(core: int) -> float:
 
 
 def pss_mib(pid: int) -> float:
-    found = re.search(r"^Pss:\s+(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
+    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    found = re.search(r"^Pss:\s+(\d+) kB", text, re.MULTILINE)
     return int(found.group(1)) / 1024 if found else float("nan")
 
 
@@ -277,7 +165,8 @@ def measure(server: str, pid: int, what: str, stream: bool, connections: int, se
 
 
 def started(server: str, port: int) -> subprocess.Popen[bytes]:
-    process = subprocess.Popen([sys.executable, __file__, "--serve", server, "--port", str(port)])
+    command = ["taskset", "-c", "0", sys.executable, "-m", SERVERS[server], str(port)]
+    process = subprocess.Popen(command, cwd=ROOT)
     url = f"http://127.0.0.1:{port}/healthz"
     for _ in range(200):
         try:
@@ -349,20 +238,16 @@ def verdict(cells: Sequence[Cell]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--serve", choices=SERVERS, help=argparse.SUPPRESS)
     parser.add_argument("--port", type=int, default=PORT)
     parser.add_argument("--seconds", type=int, default=8, help="of load in each cell")
     parser.add_argument("--only", choices=SERVERS, help="one server")
     parser.add_argument("--what", choices=("hit", "miss", "pass"), help="one kind of request")
     parser.add_argument("--save", type=Path, default=Path("bench/results/gateway.json"))
     asked = parser.parse_args()
-    if asked.serve:
-        serve(asked.serve, asked.port)
-        return
     if shutil.which("wrk") is None or len(os.sched_getaffinity(0)) < 2:
         raise SystemExit("This bench needs wrk (apt-get install wrk) and two cores.")
     print(TITLE)
-    servers = (asked.only,) if asked.only else SERVERS
+    servers = (asked.only,) if asked.only else tuple(SERVERS)
     whats = (asked.what,) if asked.what else ("hit", "miss", "pass")
     cells = run(servers, whats, asked.seconds, asked.port)
     print(*verdict(cells), sep="\n")

@@ -92,8 +92,13 @@ def _load(asked: argparse.Namespace) -> Loaded:
 
 def _serve(asked: argparse.Namespace, console: Console) -> int:
     settings = _load(asked).settings
-    listener = _listen(settings)
     _check_paths(settings)
+    # The port is taken before models are loaded: finding it in use costs a second, not a minute.
+    with _listen(settings) as listener:
+        return _serve_on(listener, settings, console)
+
+
+def _serve_on(listener: socket.socket, settings: Settings, console: Console) -> int:
     with console.status("importing the engine") as status:
         from gateway.engine_backend import CannotLoad, load_backend  # noqa: PLC0415 - 3 s of torch
         from gateway.observe.logs import LineWriter, build_log, wants_json  # noqa: PLC0415
@@ -136,21 +141,18 @@ def _run(work: Any) -> None:
 
 
 def _listen(settings: Settings) -> socket.socket:
-    """Take the port before models are loaded: finding it in use costs a second, not a minute."""
     host, port = settings.server.host, settings.server.port
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
+        return socket.create_server((host, port), family=_family(host))
     except OSError as error:
         raise _Mendable(
             f"cannot listen on {host}:{port}: {error.strerror}. Choose another with --port, "
             "or stop what is there."
         ) from None
-    return listener
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
 def _check_paths(settings: Settings) -> None:

@@ -251,10 +251,9 @@ async def test_half_a_body_and_a_hang_up_leaves_nothing_behind() -> None:
 
 
 async def test_a_body_that_does_not_come_is_a_408() -> None:
-    async with serving(short(body_timeout_s=0.1)) as running:
-        async with running.connect() as (reader, writer):
-            writer.write(request_bytes(BODY, length=10_000))
-            answer = await reader.read()
+    async with serving(short(body_timeout_s=0.1)) as running, running.connect() as (reader, writer):
+        writer.write(request_bytes(BODY, length=10_000))
+        answer = await reader.read()
     assert answer.startswith(b"HTTP/1.1 408")
     assert b"body_timeout" in answer
 
@@ -270,10 +269,12 @@ async def test_a_head_that_does_not_come_drops_the_line() -> None:
 
 
 async def test_a_body_that_says_it_is_too_large_is_refused_unread() -> None:
-    async with serving(short(max_body_bytes=1000)) as running:
-        async with running.connect() as (reader, writer):
-            writer.write(request_bytes(b"", length=100_000_000))
-            answer = await reader.read()
+    async with (
+        serving(short(max_body_bytes=1000)) as running,
+        running.connect() as (reader, writer),
+    ):
+        writer.write(request_bytes(b"", length=100_000_000))
+        answer = await reader.read()
     assert answer.startswith(b"HTTP/1.1 413")
     assert b"max_body_bytes" in answer
 
@@ -309,12 +310,11 @@ async def test_a_silent_stream_is_kept_alive_by_comments() -> None:
 
 async def test_more_requests_than_allowed_are_refused_with_a_time_to_come_back() -> None:
     models = slow()
-    async with serving(short(max_inflight=1), models) as running:
-        async with running.connect() as (_, writer):
-            writer.write(request_bytes(BODY))
-            await until(lambda: models["small"].calls)
-            refused = await running.client.post(CHAT, json=ASKED)
-            writer.transport.abort()
+    async with serving(short(max_inflight=1), models) as running, running.connect() as (_, writer):
+        writer.write(request_bytes(BODY))
+        await until(lambda: models["small"].calls)
+        refused = await running.client.post(CHAT, json=ASKED)
+        writer.transport.abort()
     assert refused.status_code == 503
     assert int(refused.headers["retry-after"]) >= 1
 

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gateway import settings as shape
+from gateway.cli import explained, main
+from gateway.configure import load
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def test_a_missing_checkpoint_is_one_clear_message_and_status_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["serve", "--port", "0", "--small", str(tmp_path / "none")]) == 2
+    said = capsys.readouterr().err
+    assert "models.small.path" in said
+    assert "is not a checkpoint directory" in said
+    assert "Traceback" not in said
+
+
+def test_a_port_in_use_is_found_before_any_model_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main(["serve", "--port", str(port)]) == 2
+    assert "--port" in capsys.readouterr().err
+
+
+def test_a_typo_in_the_settings_is_told_with_its_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "sluice.toml"
+    config.write_text("[server]\nprot = 1\n")
+    assert main(["doctor", "--config", str(config)]) == 2
+    assert "sluice.toml:2: server.prot: unknown key" in capsys.readouterr().err
+
+
+def test_the_doctor_shows_every_setting_and_where_it_came_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "sluice.toml"
+    config.write_text("[server]\nport = 9000\n")
+    assert main(["doctor", "--config", str(config)]) == 0
+    shown = capsys.readouterr().out
+    assert "sluice.toml:2" in shown
+    for key, _, _ in explained(load(config).settings):
+        assert key in shown
+
+
+def test_every_setting_says_what_it_means() -> None:
+    for key, _, meaning in explained(shape.Settings(models=shape.bundled_models())):
+        assert meaning, key
+
+
+def test_a_settings_error_needs_no_engine_and_no_server() -> None:
+    """`sluice doctor` answers at once: neither torch nor the web is imported for it."""
+    code = (
+        "import sys; from gateway.cli import main; main(['doctor']);"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'uvicorn', 'fastapi')))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
