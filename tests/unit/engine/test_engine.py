@@ -378,6 +378,53 @@ async def test_a_dead_engine_leaves_nobody_waiting() -> None:
     await engine.stop()
 
 
+async def test_a_choice_that_breaks_takes_its_siblings_along(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lane = fake_lane()
+
+    def broken(token: int) -> bytes:
+        raise ValueError
+
+    monkeypatch.setattr(lane.text.pieces, "own_bytes", broken)
+    async with serving(lane, report=lambda *_: None) as engine:
+        with pytest.raises(Failed, match="ValueError"):
+            await ask(engine.answerer("small"), chat("a", n=3, logprobs=True, max_tokens=9))
+
+
+async def test_a_request_that_cannot_be_queued_fails_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lane = fake_lane()
+    async with serving(lane, report=lambda *_: None) as engine:
+        with monkeypatch.context() as patch:
+            patch.setattr(lane.scheduler, "_refuse_if_full", lambda *_: 1 / 0)
+            with pytest.raises(Failed, match="ZeroDivisionError"):
+                await ask(engine.answerer("small"), chat())
+        assert (
+            await ask(engine.answerer("small"), chat(max_tokens=2))
+        ).usage.completion_tokens == 2
+
+
+async def test_a_request_that_waits_for_pages_still_meets_its_deadline() -> None:
+    lane = fake_lane(num_pages=16)
+    pages = lane.tree.allocate(14)
+    assert pages is not None
+    async with serving(lane) as engine:
+        trail = Trail("r1", deadline=time.monotonic() + 0.1)
+        with pytest.raises(DeadlineExceeded):
+            await ask(engine.answerer("small"), chat(max_tokens=30), trail)
+        lane.tree.pages.free(pages)
+
+
+async def test_finished_requests_are_not_kept_until_their_deadlines() -> None:
+    async with serving(fake_lane()) as engine:
+        for at in range(200):
+            trail = Trail(f"r{at}", deadline=time.monotonic() + 3600)
+            await ask(engine.answerer("small"), chat(max_tokens=1), trail)
+        assert len(engine._loop._deadlines) < 100
+
+
 async def test_stopping_lets_those_inside_finish_and_refuses_new_ones() -> None:
     lane = lane_with(lambda _: time.sleep(0.001))
     engine = Engine({"small": lane})
@@ -413,7 +460,7 @@ async def test_an_engine_that_never_started_can_be_stopped() -> None:
 async def test_the_stats_count_what_was_done() -> None:
     async with serving(fake_lane()) as engine:
         said = await ask(engine.answerer("small"), chat(max_tokens=7))
-        await until(lambda: engine.stats()["small"].running == 0)
+        await until(lambda: engine.stats()["small"].steps_total == 7)
         stats = engine.stats()["small"]
     assert stats.generated_total == 7
     assert stats.prefilled_total == said.usage.prompt_tokens
