@@ -6,6 +6,7 @@
     ├── WrongMethod          405
     ├── BodyTooSlow          408  the body did not arrive in time
     ├── BodyTooLarge         413
+    ├── HeadTooLarge         431
     └── Draining             503  the server is shutting down
 
 Anything else that reaches the edge is our mistake: the caller reads "we broke" and the request's
@@ -49,6 +50,11 @@ class BodyTooSlow(AnswerError):
 
 class BodyTooLarge(AnswerError):
     status = 413
+    kind = "invalid_request_error"
+
+
+class HeadTooLarge(AnswerError):
+    status = 431
     kind = "invalid_request_error"
 
 

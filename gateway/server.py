@@ -1,7 +1,12 @@
-"""uvicorn, with the four things that it leaves to others.
+"""uvicorn, with the six things that it leaves to others.
 
 - A head that never arrives: uvicorn times out idle connections but not a request whose headers
   trickle in. `Protocol` drops the line after `head_timeout_s`, and so does one that says nothing.
+- A head that never ends: uvicorn gathers headers of any size. Past `MAX_HEAD_BYTES` it is a 431.
+- An offer to change protocols (`Upgrade: h2c`, which Java's client and `curl --http2` make with
+  their first request): httptools stops reading there, and the body would be lost. We decline as
+  HTTP/1.1 provides, by answering as if nothing had been offered, and read the body with a parser
+  of its own.
 - Draining: uvicorn closes its listener at SIGTERM. `DrainingServer` first turns /readyz to 503 and
   refuses new work while answers in flight end (gateway/drain.py), and only then lets uvicorn stop.
 - Exit status: uvicorn ends itself with the signal it got; an orderly end is exit status 0.
@@ -13,6 +18,7 @@
 from __future__ import annotations
 
 import asyncio
+import http
 import logging
 import signal
 import socket
@@ -20,16 +26,28 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+import httptools
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from engine.contract import AnswerError, BadCall
 from gateway.app import Front
 from gateway.drain import Drain
+from gateway.errors import HeadTooLarge, body_of
 from gateway.observe.logs import Bridge, Log
 from gateway.settings import Server
 
+MAX_HEAD_BYTES = 64 << 10
 LAST_CLOSE_S = 2
 """Between telling the last streams that it is over and closing on them."""
+
+
+class _BodyOnly:
+    """What a parser tells of a request whose head has been read already."""
+
+    def __init__(self, protocol: HttpToolsProtocol) -> None:
+        self.on_body = protocol.on_body
+        self.on_message_complete = protocol.on_message_complete
 
 
 class Protocol(HttpToolsProtocol):
@@ -38,6 +56,7 @@ class Protocol(HttpToolsProtocol):
 
     head_timeout_s = 10.0
     _head_timer: asyncio.TimerHandle | None = None
+    _head_bytes = 0
     _in_head = True
 
     def connection_made(self, transport: Any) -> None:
@@ -57,14 +76,64 @@ class Protocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._in_head = False
+        self._head_bytes = 0
         if self._head_timer is not None:
             self._stop_waiting()
         super().on_headers_complete()
 
     def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if self._in_head and self._head_timer is None:
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as stopped:
+            self._decline_upgrade(data[stopped.args[0] :])
+        except httptools.HttpParserError as error:
+            self._refuse(BadCall(f"This is not HTTP/1.1: {error}.", code="invalid_http"))
+        if self._in_head:
+            self._grow_head(len(data))
+
+    def _grow_head(self, size: int) -> None:
+        """`size` more bytes have come and the head is not complete. What came before it in the
+        same read is counted as well: the limit is one of memory, not of manners."""
+        self._head_bytes += size
+        if self._head_timer is None:
             self._wait_for_head()
+        if self._head_bytes > MAX_HEAD_BYTES:
+            self._refuse(
+                HeadTooLarge(
+                    f"The headers are larger than {MAX_HEAD_BYTES} bytes; send less in them.",
+                    code="head_too_large",
+                )
+            )
+
+    def _decline_upgrade(self, rest: bytes) -> None:
+        """Read the body that begins with `rest`; the connection ends with this request."""
+        self.cycle.keep_alive = False
+        framing = [
+            name + b": " + value + b"\r\n"
+            for name, value in self.headers
+            if name in {b"content-length", b"transfer-encoding"}
+        ]
+        if not framing:
+            return
+        self.cycle.more_body = True
+        self.parser = httptools.HttpRequestParser(_BodyOnly(self))
+        try:
+            self.parser.feed_data(b"POST / HTTP/1.1\r\n" + b"".join(framing) + b"\r\n" + rest)
+        except httptools.HttpParserError as error:
+            self._refuse(BadCall(f"This is not HTTP/1.1: {error}.", code="invalid_http"))
+
+    def _refuse(self, error: AnswerError) -> None:
+        """Answer what is not a request that an application could be asked with, and hang up."""
+        body = body_of(error)
+        head = (
+            f"HTTP/1.1 {error.status} {http.HTTPStatus(error.status).phrase}\r\n"
+            f"content-type: application/json\r\ncontent-length: {len(body)}\r\n"
+            "connection: close\r\n\r\n"
+        )
+        if self.cycle is None or self.cycle.response_complete:  # else it would be inside an answer
+            self.transport.write(head.encode() + body)
+        self.transport.close()
 
     def _wait_for_head(self) -> None:
         self._head_timer = self.loop.call_later(self.head_timeout_s, self.transport.abort)

@@ -73,17 +73,19 @@ def router(rollup: RollUp, engine: EngineStates, drain: Drain, admin: AdminKeys)
 
 def summary(rollup: RollUp, engine: EngineStates, drain: Drain) -> dict[str, Any]:
     """Everything the page shows. Money in US dollars, times in milliseconds."""
+    counts = {key: one.count for key, one in rollup.sums.items()}
+    tokens, nano_usd = rollup.avoided()
     return {
         "at": time.time(),
         "inflight": drain.inflight,
         "draining": drain.draining,
-        "requests": _by(rollup.requests, 2),
-        "statuses": _by(rollup.requests, 3),
-        "tenants": _by(rollup.requests, 0),
+        "requests": _by(counts, 2),
+        "statuses": _by(counts, 3),
+        "tenants": _by(counts, 0),
         "lookups": [[*names, count] for names, count in rollup.lookups.items()],
-        "tokens_avoided": _by(rollup.avoided_tokens, 1),
-        "usd_avoided": {by: nano * 1e-9 for by, nano in _by(rollup.avoided_nano_usd, 1).items()},
-        "usd_spent": sum(rollup.spent.values()) * 1e-9,
+        "tokens_avoided": _by(tokens, 1),
+        "usd_avoided": {by: nano * 1e-9 for by, nano in _by(nano_usd, 1).items()},
+        "usd_spent": sum(rollup.spent().values()) * 1e-9,
         "latency_ms": {origin: _shape(one) for origin, one in rollup.request_s.items()},
         "ttft_ms": {origin: _shape(one) for origin, one in rollup.ttft_s.items()},
         "engine": {name: _state(state) for name, state in engine().items()},

@@ -66,16 +66,13 @@ class _Account(Collector):
     def _counts(self) -> Iterator[Metric]:
         who = ["tenant", "model", "origin"]
         requests = CounterMetricFamily("sluice_requests", "Calls", labels=[*who, "status"])
-        for (tenant, model, origin, status), count in self._rollup.requests.items():
-            requests.add_metric([tenant, model, origin, str(status)], count)
-        yield requests
         tokens = CounterMetricFamily("sluice_tokens", "Tokens delivered", labels=[*who, "kind"])
-        for kind, counts in (
-            ("prompt", self._rollup.prompt_tokens),
-            ("completion", self._rollup.completion_tokens),
-        ):
-            for names, count in counts.items():
-                tokens.add_metric([*names, kind], count)
+        for (*names, status), one in self._rollup.sums.items():
+            requests.add_metric([*map(str, names), str(status)], one.count)
+            if status == 200:
+                tokens.add_metric([*map(str, names), "prompt"], one.prompt_tokens)
+                tokens.add_metric([*map(str, names), "completion"], one.completion_tokens)
+        yield requests
         yield tokens
         lookups = CounterMetricFamily("sluice_cache_lookups", "Lookups", labels=["layer", "result"])
         _add(lookups, self._rollup.lookups, 1)
@@ -85,13 +82,14 @@ class _Account(Collector):
         avoided = CounterMetricFamily(
             "sluice_tokens_avoided", "Tokens not computed", labels=["tenant", "by"]
         )
-        _add(avoided, self._rollup.avoided_tokens, 1)
+        tokens, nano_usd = self._rollup.avoided()
+        _add(avoided, tokens, 1)
         yield avoided
         cost = CounterMetricFamily("sluice_cost_usd", "Spent", labels=["tenant", "model"])
-        _add(cost, self._rollup.spent, 1e-9)
+        _add(cost, self._rollup.spent(), 1e-9)
         yield cost
         saved = CounterMetricFamily("sluice_cost_avoided_usd", "Not spent", labels=["tenant", "by"])
-        _add(saved, self._rollup.avoided_nano_usd, 1e-9)
+        _add(saved, nano_usd, 1e-9)
         yield saved
 
 

@@ -188,14 +188,15 @@ def _message(raw: RequestMessage, index: int) -> Message:
         parts = _parts(raw, index)
     if raw.reasoning_content:
         parts = (Part("reasoning", raw.reasoning_content), *parts)
-    calls = tuple(
-        ToolCall(call.id, call.function.name, call.function.arguments)
-        for call in raw.tool_calls or ()
-    )
+    calls = tuple(map(_tool_call, raw.tool_calls)) if raw.tool_calls else ()
     if raw.role == "tool" and not raw.tool_call_id:
         raise BadCall(f"messages[{index}].tool_call_id is missing; name the call answered.",
                       param=f"messages[{index}].tool_call_id")  # fmt: skip
     return Message(raw.role, parts, raw.name, calls, raw.tool_call_id)
+
+
+def _tool_call(raw: RequestToolCall) -> ToolCall:
+    return ToolCall(raw.id, raw.function.name, raw.function.arguments)
 
 
 def _parts(raw: RequestMessage, index: int) -> tuple[Part, ...]:

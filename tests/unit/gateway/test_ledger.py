@@ -16,8 +16,8 @@ SMALL, LARGE = ModelCard("small", "", None, 0.1, 0.4), ModelCard("large", "", No
 PRICES = Prices([SMALL, LARGE], LARGE)
 
 
-def record(origin: str = "large", model: str = "large", usage: Usage | None = None) -> Record:
-    return Record(0.0, "id", "t", model, origin, 200, usage or Usage(10, 4), 0.5, 0.1, [], [])
+def record(origin: str) -> Record:
+    return Record(0.0, "id", "t", "large", origin, 200, Usage(10, 4), 0.5, 0.1, [], [])
 
 
 async def book(model: FakeModel, trail: Trail | None = None, stop_at: int | None = None) -> Record:
@@ -79,18 +79,18 @@ def test_what_was_delivered_is_what_was_spent_and_what_was_avoided(
 ) -> None:
     cached = data.draw(st.integers(0, prompt))
     model = origin if origin in {"small", "large"} else data.draw(st.sampled_from(["small", "x"]))
-    money = PRICES.account(record(origin, model, Usage(prompt, completion, cached)))
+    money = PRICES.account(model, origin, Usage(prompt, completion, cached))
     assert money.counterfactual == prompt * 1000 + completion * 4000
     assert money.counterfactual == money.spent + sum(money.avoided.values())
 
 
 def test_a_hit_costs_nothing_and_avoids_all() -> None:
-    money = PRICES.account(record("exact", usage=Usage(10, 4, 3)))
+    money = PRICES.account("large", "exact", Usage(10, 4, 3))
     assert (money.spent, money.avoided, money.tokens) == (0, {"exact": 26_000}, {"exact": 14})
 
 
 def test_a_small_answer_avoids_the_difference_and_what_was_not_prefilled() -> None:
-    money = PRICES.account(record("small", "small", Usage(10, 4, 3)))
+    money = PRICES.account("small", "small", Usage(10, 4, 3))
     assert money.avoided == {"cascade": 26_000 - 2_600, "prefix": 300}
     assert money.tokens == {"cascade": 14, "prefix": 3}
 
