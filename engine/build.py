@@ -106,7 +106,7 @@ def make_lane(
         runner=runner,
         context=checkpoint.config.context,
         vocab=checkpoint.config.vocab,
-        stop_ids=frozenset(checkpoint.eos),
+        stop_ids=frozenset(t for t in (*checkpoint.eos, text.eos) if t is not None),
         defaults=checkpoint.defaults,
     )
 

@@ -52,7 +52,7 @@ class Request:
     @property
     def admitted(self) -> float | None:
         """When its first choice left the queue."""
-        return min((c.sequence.admitted for c in self.choices if c.sequence.admitted), default=None)
+        return min((s.admitted for s in self.sequences if s.admitted is not None), default=None)
 
     @property
     def sequences(self) -> list[Sequence]:

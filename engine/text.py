@@ -57,13 +57,17 @@ class BadTokenizer(ValueError):
 class Text:
     """One model's tokenizer. Thread-safe: encoding is done in threads, bytes on the engine's."""
 
-    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate | None) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, template: ChatTemplate | None, *, eos: str | None = None
+    ) -> None:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self._tokenizer = tokenizer
         self._template = template
         self._guarded = _Guarded(tokenizer)
         self.pieces = Pieces(tokenizer)
+        self.eos = None if eos is None else self.id_of(eos)
+        """The tokenizer's own end token; generation_config.json may name more, or others."""
         self.vocab_size = tokenizer.get_vocab_size(with_added_tokens=True)
 
     @classmethod
@@ -83,7 +87,7 @@ class Text:
             tokenizer = Tokenizer.from_file(str(file))
         except Exception as error:  # the library raises nothing narrower
             raise BadTokenizer(f"{file}: {error}; download it again") from error
-        return cls(tokenizer, template)
+        return cls(tokenizer, template, eos=names.get("eos_token"))
 
     def encode(self, call: Call) -> Tokens:
         """The call's prompt as token ids, int32 [num_prompt]. Raises BadCall."""
@@ -296,10 +300,26 @@ def _renamed(token: AddedToken, name: str) -> AddedToken:
     return AddedToken(name, lstrip=token.lstrip, rstrip=token.rstrip, normalized=False)
 
 
-def _any_of(words: Any) -> re.Pattern[str]:
-    """Matches any of the words, the longest first; nothing when there are none."""
-    longest_first = sorted(words, key=len, reverse=True)
-    return re.compile("|".join(re.escape(word) for word in longest_first) or r"(?!)")
+def _any_of(words: Iterable[str]) -> re.Pattern[str]:
+    """Matches the longest of the words that stands at a place; nothing when there are none.
+
+    Alternatives are nested by their common beginnings. Side by side, the thousand control tokens of
+    some models are all tried at each "<" or "[" of a text: 59 ms for 100 KB of HTML, nested 0.5.
+    """
+    root: dict[str, Any] = {}
+    for word in words:
+        node = root
+        for char in word:
+            node = node.setdefault(char, {})
+        node[""] = {}
+    return re.compile(_nested(root) or r"(?!)")
+
+
+def _nested(node: Mapping[str, Any]) -> str:
+    rest = [re.escape(char) + _nested(below) for char, below in node.items() if char]
+    if not rest:
+        return ""
+    return f"(?:{'|'.join(rest)}){'?' * ('' in node)}"
 
 
 def _named_tokens(directory: Path, config: Mapping[str, Any]) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -277,6 +278,37 @@ async def test_a_reader_whose_event_loop_is_gone_is_dropped() -> None:
         assert engine.stats()["small"].generated_total < 240
         with pytest.raises(AttributeError):
             answers.pop().missing  # type: ignore[attr-defined]  # noqa: B018 — kept until here
+
+
+async def test_readers_who_come_and_go_at_any_moment_leave_nothing_behind() -> None:
+    lane = fake_lane(num_pages=48, limits=Limits(max_batched_tokens=32, max_running=6))
+    rng = random.Random(5)
+    async with serving(lane) as engine:
+        answerer = engine.answerer("small")
+
+        async def come_and_go(at: int) -> str:
+            limit = time.monotonic() + rng.choice([0.02, 5.0])
+            call = chat("ab" * rng.randrange(12), n=rng.choice([1, 2]), max_tokens=24)
+            read = rng.randrange(40)
+            trail = Trail(f"r{at}", f"t{at % 3}", deadline=limit)
+            try:
+                async with contextlib.aclosing(answerer(call, trail)) as answer:
+                    async for event in answer:
+                        read -= 1
+                        if read == 0 or isinstance(event, End):
+                            return type(event).__name__
+            except DeadlineExceeded:
+                return "late"
+            return "cut"
+
+        tasks = [asyncio.create_task(come_and_go(at)) for at in range(150)]
+        for task in tasks[::7]:
+            await asyncio.sleep(0.001)
+            task.cancel()
+        ended = await asyncio.gather(*tasks, return_exceptions=True)
+    assert {"End", "Delta"} <= {said for said in ended if isinstance(said, str)}
+    assert "cut" not in ended
+    assert all(isinstance(said, str | asyncio.CancelledError) for said in ended)
 
 
 # ----------------------------------------------------------------------- refusing

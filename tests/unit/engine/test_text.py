@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models
 
 from engine.contract import BadCall, Call, Json, Message, Part
 from engine.template import ChatTemplate
-from engine.text import BadTokenizer, Pieces, Text
+from engine.text import BadTokenizer, Pieces, Text, _any_of
 from tests.support.checkpoints import CHAT_TEMPLATE, make_checkpoint
 from tests.support.tokenizers import KINDS, make_tokenizer
 
@@ -126,6 +126,13 @@ def test_truncation_and_padding_of_the_file_are_not_applied() -> None:
     assert 3 < len(ids) < 50
 
 
+@given(st.sets(st.text("<|a>.", min_size=1, max_size=4)), st.text("<|a>.", max_size=12))
+def test_of_names_that_begin_alike_the_longest_is_found(words: set[str], text: str) -> None:
+    found = _any_of(words).match(text)
+    fitting = [word for word in words if text.startswith(word)]
+    assert (found and found[0]) == (max(fitting, key=len) if fitting else None)
+
+
 # ----------------------------------------------------------------------- a token's bytes
 
 
@@ -183,6 +190,14 @@ def test_of_named_templates_the_default_is_taken(tmp_path: Path) -> None:
     named = [{"name": "rag", "template": "no"}, {"name": "default", "template": "1"}]
     rewrite(tmp_path, chat_template=named)
     assert len(Text.load(tmp_path).encode(chat("anything"))) == 1
+
+
+def test_the_tokenizers_own_end_token_is_known(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path)
+    text = Text.load(tmp_path)
+    assert text.eos == text.id_of("<|im_end|>")
+    rewrite(tmp_path, eos_token=None)
+    assert Text.load(tmp_path).eos is None
 
 
 def test_special_tokens_may_be_written_as_objects(tmp_path: Path) -> None:
