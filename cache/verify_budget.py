@@ -1,0 +1,296 @@
+"""The promise: wrong hits stay below `max_error` of all requests, and what it costs to keep it.
+
+Problem. Serve as many hits as possible while, of all requests of a namespace, no more than
+`max_error` get a wrong cached answer: over its whole life and over any 2,000 requests in a row.
+Nobody says which served hits are wrong; traffic changes; the cache itself changes what a cosine
+means while it fills.
+
+Choice. Four parts, each doing what it can prove.
+
+1. *Odds* (cache/verify_model.py) turn a sighting into p, the probability of a wrong hit. Serving
+   in order of p is the best that anyone can do with a budget of errors. Every request that the
+   model answers labels its nearest neighbour for free, so a new namespace learns by just missing.
+2. *The threshold*: the largest p that may be served. For each candidate the odds predict a mass of
+   wrong hits over the last requests; the labels say by what factor the odds were off below it (a
+   Gamma posterior: wrong ones seen over wrong ones predicted, one of each believed beforehand). The
+   predicted number of wrong hits in the next `horizon` requests is then negative binomial, and the
+   threshold is the largest whose 99th percentile is below `max_error * horizon`. Both the noise of
+   few labels and the noise of the future itself are thereby paid from the budget, which is why a
+   small `max_error` serves less at first: ten wrong hits in 2,000 leave room for a mean of four.
+   A label says the same whether it came from an audit or from a miss, given p: that is what keeps
+   weights of 1/chance, and their noise, out of the estimate.
+3. *Audits*: a possible hit is answered by the model instead with a chance between `floor` and
+   `ceiling` that grows with the square root of p (Neyman: look where wrong hits are). No more than
+   `ceiling` of the possible hits are ever spent on this, and as a rule a tenth.
+4. *The alarm*: a CUSUM on the labels near the threshold against odds that are off by 2 or by 6.
+   When it rings, everything learnt before the change is forgotten, serving stops, and the namespace
+   starts again from the shared prior. A false ring costs a few hundred hits.
+
+Beside them the *ledger* (cache/verify_ledger.py) bounds what audits alone prove, on any traffic,
+and closes the namespace when even its patience, `BRAKE` blind spots above the budget, is used up.
+So two statements hold, each with probability 95 %. On traffic whose next 2,000 requests resemble
+the last 4,000: wrong hits <= max_error * 2,000 in them. On any traffic whatever, attackers
+included: wrong hits <= max_error * t + a constant, for all t.
+
+Measured (bench/semantic.py): beside a learned cosine threshold with guards it serves 1.2 to 3 times
+the hits and keeps windows that the other breaks.
+
+Rejected. Inverse-propensity sums, alone or doubly robust: one wrong audit at chance 1/20 counts 20,
+more than the whole budget of 2,000 requests at .005. Thresholds with conformal feedback (raise when
+fine, lower when not): right in the long run, but the error of any 2,000 requests swings by the
+square root of the step. Betting on the served error alone: needs 60/max_error requests before the
+first hit. Per-entry thresholds: no entry lives to see enough labels. Conditions on the cosine
+drawn in buckets: the odds with the neighbourhood's vote make them redundant.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from cache.verify import SIGNS, Floats, Sighting, Verdict
+from cache.verify_ledger import Ledger
+from cache.verify_model import Odds, default_prior
+
+WINDOW: Final = 4000
+"""Requests that are remembered. Longer lags behind a filling cache, shorter starves of labels."""
+
+REFIT_EVERY: Final = 50
+
+LEVELS: Final = np.geomspace(2e-4, 0.4, 60)
+"""Candidate thresholds on p."""
+
+BRAKE: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What is promised and what may be spent on it. `z`: normal quantile of the percentile that
+    must fit into the budget (2.33: the 99th)."""
+
+    max_error: float
+    horizon: int = 2000
+    z: float = 2.33
+    floor: float = 0.04
+    ceiling: float = 0.35
+    min_evidence: int = 200
+    """Labels before the first hit."""
+
+
+class Alarm:
+    """Rings when labels stop agreeing with the odds: one CUSUM per factor by which they are off."""
+
+    FACTORS = (2.0, 6.0, 20.0)
+    HEIGHT = 6.0
+    """On labels that agree it rings less than once in exp(6) = 400 of them, mostly much less."""
+
+    def __init__(self) -> None:
+        self._sums = [0.0] * len(self.FACTORS)
+        self._starts = [0] * len(self.FACTORS)
+
+    def hear(self, p: float, *, wrong: bool, now: int) -> int | None:
+        """A label; the request number at which things seem to have changed if it rings."""
+        for index, factor in enumerate(self.FACTORS):
+            if self._sums[index] == 0.0:
+                self._starts[index] = now
+            step = (math.log(factor) if wrong else 0.0) - math.log1p(p * (factor - 1))
+            self._sums[index] = max(0.0, self._sums[index] + step)
+            if self._sums[index] >= self.HEIGHT:
+                self._sums = [0.0] * len(self.FACTORS)
+                return self._starts[index]
+        return None
+
+
+class Ring:
+    """The last `WINDOW` rows of numbers, growing as they come."""
+
+    def __init__(self, columns: int) -> None:
+        self._rows = np.zeros((64, columns), np.float32)
+        self.count = 0
+
+    def add(self, *row: object) -> None:
+        if self.count == len(self._rows) < WINDOW:
+            larger = np.zeros((min(WINDOW, 2 * self.count), self._rows.shape[1]), np.float32)
+            larger[: self.count] = self._rows
+            self._rows = larger
+        self._rows[self.count % len(self._rows)] = np.hstack(row)  # type: ignore[call-overload]
+        self.count += 1
+
+    def rows(self) -> Floats:
+        """(n, columns), in no promised order."""
+        return self._rows[: min(self.count, len(self._rows))].astype(np.float64)
+
+
+def upper_count(mean: Floats, shape: Floats, z: float) -> Floats:
+    """A high percentile of counts that are Poisson around a Gamma(shape) with this mean, by a Gamma
+    of the same mean and variance and Wilson and Hilferty's cube root of it (within 2 % here)."""
+    mean = np.maximum(mean, 1e-9)
+    match = mean**2 / (mean + mean**2 / shape)
+    root = np.maximum(0.0, 1 - 1 / (9 * match) + z / (3 * np.sqrt(match)))
+    return mean * root**3
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What the promise rests on, for the dashboard and for people."""
+
+    max_error: float
+    requests: int
+    served: int
+    audited: int
+    labels: int
+    threshold: float
+    """The largest p that is served; 0 while closed."""
+    expected_wrong: float
+    """Sum of the calibrated p of everything served."""
+    proven_at_most: float
+    proven_at_least: float
+    alarms: int
+    reason: str
+    """Why nothing is served; empty while something is."""
+
+
+class Budgeted:
+    """The policy of one namespace. Owns everything that it has learnt."""
+
+    keeps_twins = True
+
+    def __init__(self, terms: Terms, rng: random.Random, prior: Floats | None = None) -> None:
+        self.terms = terms
+        self._rng = rng
+        self.odds = Odds(default_prior() if prior is None else prior)
+        self.ledger = Ledger(terms.floor)
+        self._blind = self.ledger.at_most()
+        self._alarm = Alarm()
+        self._asked = Ring(2)  # request number, p
+        self._labelled = Ring(4 + len(SIGNS))  # request number, p, wrong, weight, signs
+        self._upper = np.full(len(LEVELS), np.inf)
+        self._ratio = 1.0
+        self._since = 0
+        self._requests = self._served = self._alarms = 0
+        self._expected = 0.0
+        self.threshold = 0.0
+        self.reason = "warming up"
+
+    # ------------------------------------------------------------------ the decision
+
+    def decide(self, sighting: Sighting, max_error: float | None = None) -> Verdict:
+        """`max_error` may tighten the namespace's own for one request."""
+        p = self.odds.wrong(sighting.signs)
+        self._count(p)
+        threshold = self.threshold
+        if max_error is not None and max_error < self.terms.max_error:
+            threshold = self._allowed(max_error)
+        if p > threshold or self.threshold == 0.0:
+            return Verdict("forward", 1 - p, 1.0, self.reason or f"p(wrong) {p:.3f}")
+        chance = self._audit_chance(p)
+        if self._rng.random() < chance:
+            return Verdict("explore", 1 - p, chance, "audit")
+        self._served += 1
+        self._expected += min(1.0, p * self._ratio)
+        return Verdict("serve", 1 - p, chance, f"p(wrong) {p:.3f}")
+
+    def skip(self) -> None:
+        self._count(1.0)
+
+    def _audit_chance(self, p: float) -> float:
+        share = self.terms.ceiling * math.sqrt(min(1.0, p / self.threshold))
+        return max(self.terms.floor, share)
+
+    def _count(self, p: float) -> None:
+        self._requests += 1
+        self._asked.add(self._requests, p)
+        if self._requests % REFIT_EVERY == 0:
+            self._refit()
+
+    # ------------------------------------------------------------------ learning
+
+    def learn(self, sighting: Sighting, verdict: Verdict, *, right: bool) -> None:
+        wrong = not right
+        p = 1 - verdict.p_right
+        if verdict.chance < 1:
+            self.ledger.audit(verdict.chance, wrong=wrong)
+        # The odds see more of what is rarely labelled, with tempered weights: full ones are noise.
+        weight = min(5.0, math.sqrt(1 / verdict.chance))
+        self._labelled.add(self._requests, p, wrong, weight, sighting.signs)
+        if self.threshold and p <= self._hearing():
+            self._listen(min(0.5, p * self._ratio), wrong=wrong)
+
+    def _hearing(self) -> float:
+        """How far above the threshold labels still tell about what is below it."""
+        return max(1.5 * self.threshold, min(4 * self.threshold, 0.05))
+
+    def _listen(self, p: float, *, wrong: bool) -> None:
+        changed = self._alarm.hear(p, wrong=wrong, now=self._requests)
+        if changed is None:
+            return
+        self._alarms += 1
+        self._since = changed - 1
+        self._upper[:] = np.inf
+        self.threshold = 0.0
+        self.reason = "the traffic has changed: learning anew"
+
+    def _refit(self) -> None:
+        oldest = max(self._since, self._requests - WINDOW)
+        labelled = self._labelled.rows()
+        labelled = labelled[labelled[:, 0] > oldest]
+        if len(labelled) < REFIT_EVERY:
+            return
+        _, p, wrong, weight, *_ = labelled.T
+        self.odds.fit(labelled[:, 4:], wrong, weight)
+        if len(labelled) < self.terms.min_evidence:
+            return
+        asked = self._asked.rows()
+        self._weigh(asked[asked[:, 0] > oldest, 1], p, wrong)
+        self.threshold = self._allowed(self.terms.max_error)
+        self._explain()
+
+    def _weigh(self, asked: Floats, p: Floats, wrong: Floats) -> None:
+        """For each level: a high percentile of the wrong hits among the next `horizon` requests."""
+        bins = len(LEVELS) + 1
+
+        def below(values: Floats, amounts: Floats) -> Floats:
+            sums = np.bincount(np.searchsorted(LEVELS, values), amounts, bins)
+            return np.cumsum(sums)[:-1]
+
+        mass = below(asked, asked) * (self.terms.horizon / len(asked))
+        shape = 1.0 + below(p, wrong)
+        self._ratios = shape / (1.0 + below(p, p))
+        self._upper = upper_count(mass * self._ratios, shape, self.terms.z)
+
+    def _allowed(self, max_error: float) -> float:
+        """The largest level of which all lower ones fit into the budget, 0 if none does."""
+        too_much = np.flatnonzero(self._upper > max_error * self.terms.horizon)
+        last = int(too_much[0]) - 1 if len(too_much) else len(LEVELS) - 1
+        return float(LEVELS[last]) if last >= 0 else 0.0
+
+    def _explain(self) -> None:
+        budget = self.terms.max_error * self._requests
+        if self.ledger.at_most() > budget + BRAKE * self._blind:
+            self.threshold = 0.0
+            self.reason = "audits have caught more wrong hits than max_error allows"
+            return
+        if self.threshold == 0.0:
+            self.reason = "the labels allow no hit at this max_error"
+            return
+        self._ratio = max(1.0, float(self._ratios[int(np.searchsorted(LEVELS, self.threshold))]))
+        self.reason = ""
+
+    def state(self) -> State:
+        return State(
+            max_error=self.terms.max_error,
+            requests=self._requests,
+            served=self._served,
+            audited=self.ledger.audited,
+            labels=self._labelled.count,
+            threshold=self.threshold,
+            expected_wrong=self._expected,
+            proven_at_most=min(float(self._served), self.ledger.at_most()),
+            proven_at_least=self.ledger.at_least(),
+            alarms=self._alarms,
+            reason=self.reason,
+        )
