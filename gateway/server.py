@@ -131,9 +131,13 @@ class Protocol(HttpToolsProtocol):
             f"content-type: application/json\r\ncontent-length: {len(body)}\r\n"
             "connection: close\r\n\r\n"
         )
-        if self.cycle is None or self.cycle.response_complete:  # else it would be inside an answer
+        if not self.pipeline and not self._is_answering():
             self.transport.write(head.encode() + body)
         self.transport.close()
+
+    def _is_answering(self) -> bool:
+        cycle = self.cycle
+        return cycle is not None and cycle.response_started and not cycle.response_complete
 
     def _wait_for_head(self) -> None:
         self._head_timer = self.loop.call_later(self.head_timeout_s, self.transport.abort)
