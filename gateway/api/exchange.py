@@ -83,9 +83,7 @@ class Exchange:
         self.started = time.perf_counter()
         self.receive = receive
         self._send = send
-        self.given: dict[bytes, bytes] = {
-            name: value for name, value in scope["headers"] if name in READ
-        }
+        self.given = _read(scope["headers"])
         self.id = own_id
         theirs = self.given.get(b"x-request-id")
         self.client_id = theirs.decode() if theirs and _is_id(theirs) else None
@@ -206,6 +204,15 @@ class Exchange:
         if trail.age_s is not None:
             headers.append((b"age", b"%d" % int(trail.age_s)))
         return headers
+
+
+def _read(headers: Headers) -> dict[bytes, bytes]:
+    """What was sent of `READ`. A header in several lines is one list (RFC 9110)."""
+    given: dict[bytes, bytes] = {}
+    for name, value in headers:
+        if name in READ:
+            given[name] = value if name not in given else given[name] + b", " + value
+    return given
 
 
 def _is_id(text: bytes) -> bool:

@@ -62,7 +62,8 @@ def client(server: Program) -> Iterator[OpenAI]:
 
 @pytest.fixture(scope="session")
 def question() -> Callable[[], str]:
-    """Questions that nobody has asked before: no test meets another's cached answer."""
+    """Questions that nobody has asked before, different from their first word on: no test meets
+    another's cached answer or prefix."""
     numbers = itertools.count(1)
     mark = uuid.uuid4().hex[:6]
-    return lambda: f"What comes after {next(numbers)} in story {mark}?"
+    return lambda: f"{next(numbers)} {mark}: what comes next in this story?"
