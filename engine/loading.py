@@ -163,9 +163,7 @@ def dummy_decoder(config: DecoderConfig, dtype: torch.dtype, *, seed: int = 0) -
 
 def fingerprint(directory: Path) -> str:
     """32 hex digits that name weights, config and tokenizer by their content (BLAKE2b).
-
-    Part of every cache key: an answer never outlives the weights that gave it. About 1 GB/s.
-    """
+    Part of every cache key: an answer never outlives the weights that gave it. About 1 GB/s."""
     digest = hashlib.blake2b(digest_size=16)
     files = {path for pattern in FINGERPRINTED for path in directory.glob(pattern)}
     for path in sorted(files):
@@ -255,9 +253,7 @@ def _find_tensors(directory: Path) -> list[Path]:
         if not isinstance(where, dict) or not where:
             raise BrokenFile(f'{index}: has no "weight_map"; download it again')
         paths = [directory / Path(str(name)).name for name in sorted(set(where.values()))]
-    elif single.exists():
-        paths = [single]
-    elif any(directory.glob("*.bin")) or any(directory.glob("*.pt")):
+    elif not single.exists() and (any(directory.glob("*.bin")) or any(directory.glob("*.pt"))):
         raise MissingFile(
             f"{directory}: has pickled weights only, which run code when opened and are never "
             "read; convert them to safetensors (save_pretrained does)"

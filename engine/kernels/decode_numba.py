@@ -65,9 +65,9 @@ class NumbaAttention(TorchAttention):
         rotation = self._rotations.at(torch.from_numpy(batch.positions))
         return NumbaStep(self, rotation, batch)
 
-    def scores(self) -> npt.NDArray[np.float32]:
+    def scores(self, threads: int) -> npt.NDArray[np.float32]:
         """Scratch: one row's scores of all query heads, for every thread of the team."""
-        size = torch.get_num_threads() * self.config.heads * self.config.context
+        size = threads * self.config.heads * self.config.context
         if len(self._scores) < size:
             self._scores = np.empty(size, dtype=np.float32)
         return self._scores
@@ -80,6 +80,7 @@ class NumbaStep(Step):
         )
         self._backend = backend
         self._rows = batch.num_decode
+        self._threads = torch.get_num_threads()
         self._batch = batch  # its buffers are read by address
         self._arguments = self._describe(batch)
 
@@ -96,19 +97,19 @@ class NumbaStep(Step):
         told[NEXT] = told[JOINED] = 0
         told[Q], told[OUT] = scaled.data_ptr(), out.data_ptr()
         told[K], told[V] = kv.k.data_ptr(), kv.v.data_ptr()
-        self._backend.team(self._backend.worker, told.ctypes.data)
+        self._backend.team(self._backend.worker, told.ctypes.data, self._threads)
         return out
 
     def _describe(self, batch: Batch) -> npt.NDArray[np.int64]:
         """What is the same in all layers."""
         config, rows = self._config, batch.num_decode
-        parts = 1 if rows >= 2 * torch.get_num_threads() else config.kv_heads
+        parts = 1 if rows >= 2 * self._threads else config.kv_heads
         told = np.zeros(14, dtype=np.int64)
         told[ITEMS], told[PARTS] = rows * parts, parts
         told[PAGE_SIZE], told[CONTEXT] = self._pool.page_size, config.context
         told[WIDTH] = batch.tables.strides[0] // batch.tables.itemsize
         told[TABLES], told[LENGTHS] = batch.tables.ctypes.data, batch.kv_lengths.ctypes.data
-        told[SCORES] = self._backend.scores().ctypes.data
+        told[SCORES] = self._backend.scores(self._threads).ctypes.data
         return told
 
 
@@ -222,7 +223,6 @@ def compile_worker(head_dim: int, kv_heads: int, group: int, narrow: bool) -> Wo
     stored = np.uint16 if narrow else np.float32
     heads = kv_heads * group
 
-    @cfunc(types.void(types.voidptr), cache=True)
     def work(address: Any) -> None:
         told = carray(address, 14, np.int64)
         claims = told.ctypes.data
@@ -249,5 +249,10 @@ def compile_worker(head_dim: int, kv_heads: int, group: int, narrow: bool) -> Wo
                 _softmax(scores[head])
             _mix(v, tables[row], part, scores, out[row])
 
-    address: int = work.address
+    shape = types.void(types.voidptr)
+    try:
+        compiled = cfunc(shape, cache=True)(work)
+    except RuntimeError:  # there is no folder that may be written to: compile at each start
+        compiled = cfunc(shape)(work)
+    address: int = compiled.address
     return address

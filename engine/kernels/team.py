@@ -12,18 +12,16 @@ import ctypes
 from collections.abc import Callable
 from typing import TypeAlias
 
-import torch
-
 Worker: TypeAlias = int
 """Address of a C function void(void *), which shares the work out by itself."""
 
-Team = Callable[[Worker, int], None]
-"""(worker, address of its arguments): every thread of the team calls it once; returns when all
-have."""
+Team = Callable[[Worker, int, int], None]
+"""(worker, address of its arguments, threads): at most so many threads call it once each; returns
+when all have."""
 
 
 def torch_team() -> Team:
-    """torch's own threads, as many as `torch.get_num_threads` says at each call."""
+    """torch's own threads."""
     try:
         parallel = ctypes.CDLL(None).GOMP_parallel
     except (AttributeError, OSError, TypeError):  # TypeError: Windows has no CDLL(None)
@@ -31,12 +29,12 @@ def torch_team() -> Team:
     parallel.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
     parallel.restype = None
 
-    def run(worker: Worker, arguments: int) -> None:
-        parallel(worker, arguments, torch.get_num_threads(), 0)
+    def run(worker: Worker, arguments: int, threads: int) -> None:
+        parallel(worker, arguments, threads, 0)
 
     return run
 
 
-def alone(worker: Worker, arguments: int) -> None:
+def alone(worker: Worker, arguments: int, _threads: int) -> None:
     """The calling thread does it all."""
     ctypes.CFUNCTYPE(None, ctypes.c_void_p)(worker)(arguments)

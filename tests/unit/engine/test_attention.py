@@ -153,7 +153,7 @@ def test_head_norms_apply_before_the_rotation(
     torch.testing.assert_close(given, expected)
 
 
-def test_a_team_calls_the_worker_on_each_of_torchs_threads() -> None:
+def test_a_team_calls_the_worker_on_each_of_its_threads() -> None:
     calls: list[int] = []
 
     @ctypes.CFUNCTYPE(None, ctypes.c_void_p)
@@ -162,13 +162,8 @@ def test_a_team_calls_the_worker_on_each_of_torchs_threads() -> None:
 
     address = ctypes.cast(worker, ctypes.c_void_p).value
     assert address is not None
-    threads = torch.get_num_threads()
     team = torch_team()
-    try:
-        torch.set_num_threads(2)
-        team(address, 4096)
-    finally:
-        torch.set_num_threads(threads)
+    team(address, 4096, 2)
     assert calls == [4096] * (1 if team is alone else 2)
-    alone(address, 8192)
+    alone(address, 8192, 2)
     assert calls[-1] == 8192
