@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
-import gc
 import hashlib
 import sys
 import tempfile
 from pathlib import Path
-
-import uvloop
 
 from bench.gateway_answers import KEY, PIECES
 from gateway.assemble import assemble
 from gateway.backend import PlainBackend
 from gateway.catalog import ModelCard
 from gateway.observe.logs import LineWriter, build_log
-from gateway.server import build_server
+from gateway.server import build_server, run
 from gateway.settings import ExactCache, Model, Server, Settings, Tenant
 from tests.support.fake import FakeModel
 
@@ -45,10 +41,7 @@ def main(port: int) -> None:
         log = build_log(writer, "info", as_json=True)
         system = assemble(settings, PlainBackend(fakes, cards), log)
         server = build_server(system.app, settings.server, system.drain, log)
-        gc.collect()
-        gc.freeze()
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(server.serve())
+        run(server)
         writer.close()
 
 

@@ -11,9 +11,7 @@ exit status 2; a trace is for our own mistakes.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import dataclasses
-import gc
 import hashlib
 import os
 import socket
@@ -111,7 +109,7 @@ def _serve_on(listener: socket.socket, settings: Settings, console: Console) -> 
             writer.close()
             raise _Mendable(str(error)) from None
     from gateway.assemble import assemble  # noqa: PLC0415
-    from gateway.server import build_server  # noqa: PLC0415
+    from gateway.server import build_server, run  # noqa: PLC0415
 
     system = assemble(settings, backend, log)
     port = listener.getsockname()[1]
@@ -122,22 +120,11 @@ def _serve_on(listener: socket.socket, settings: Settings, console: Console) -> 
         log,
         on_ready=lambda: _greet(console, settings, port),
     )
-    # What is alive now lives until the end: torch alone makes 300,000 objects that the collector
-    # would otherwise look through again and again, 100 ms at a time.
-    gc.collect()
-    gc.freeze()
     try:
-        _run(server.serve(sockets=[listener]))
+        run(server, [listener])
     finally:
         writer.close()
     return 0
-
-
-def _run(work: Any) -> None:
-    import uvloop  # noqa: PLC0415 - not on every platform, and only here
-
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(work)
 
 
 def _listen(settings: Settings) -> socket.socket:

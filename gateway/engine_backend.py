@@ -29,7 +29,7 @@ from gateway.settings import Settings
 
 KV_SHARE = 0.25
 """Of the memory that is free at start: weights, the caches and the system want theirs, too."""
-KV_MOST_BYTES = 4 << 30
+KV_MOST_BYTES = 1 << 30
 KV_LEAST_BYTES = 256 << 20
 STOP_GRACE_S = 1.0
 
