@@ -146,9 +146,11 @@ def cuts_worth_testing(
 def plug_in_cut(scores: Floats, losses: Floats, epsilon: float) -> float:
     """What everybody does: the boldest cut whose measured loss is at most ε. No promise."""
     order = np.argsort(scores, kind="stable")
+    ascending = scores[order]
+    last_of_equals = np.append(ascending[1:] > ascending[:-1], True)
     running = np.cumsum(losses[order]) / len(scores)
-    good = np.flatnonzero(running <= epsilon)
-    return float(scores[order][good[-1]]) if good.size else -math.inf
+    good = np.flatnonzero((running <= epsilon) & last_of_equals)
+    return float(ascending[good[-1]]) if good.size else -math.inf
 
 
 def loss_p_value(losses: Floats, epsilon: float) -> float:

@@ -163,6 +163,13 @@ def test_cuts_worth_testing_surround_the_point_where_the_loss_reaches_epsilon() 
     assert cuts[0] < 0.2 < 0.5 < cuts[-1] < 0.56
 
 
+def test_equal_scores_are_kept_or_sent_together() -> None:
+    """Half of the second group would still be within ε, but there is no cut through it."""
+    scores = np.repeat([0.0, 1.0], 100)
+    losses = np.concatenate([np.zeros(100), np.tile([0.0, 1.0], 50)])
+    assert plug_in_cut(scores, losses, 0.1) == 0.0
+
+
 def test_where_small_loses_everywhere_no_cut_is_worth_testing() -> None:
     assert cuts_worth_testing(np.arange(10.0), np.ones(10), 0.01) == ()
 

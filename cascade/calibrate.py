@@ -1,0 +1,318 @@
+"""From labelled requests to a policy with a promise: what `sluice calibrate` does.
+
+    split by conversation ─▸ fit on one half ─▸ choose margin and cuts on its out-of-fold scores
+                          └▸ test the cuts on the other half (promise.py) ─▸ policy, table, curves
+
+The two halves never mix: the gain models, the margin and the cuts to test come from the first, the
+promise from the second. Out-of-fold scores (each row scored by a model that has not seen its
+conversation) are what the first half can say about itself without praise.
+
+Routers do not transfer: one fitted on one kind of traffic does no better than a coin on another. So
+the labels have to be the tenant's own, and where they are too few the result says how many it takes
+instead of promising.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cascade.features import BEFORE, before, question
+from cascade.fit import Plan, embedding_plan, feature_plan, fit_gain, out_of_fold
+from cascade.gain import Floats, GainModel
+from cascade.judge import AFTER, after
+from cascade.labels import Labelled, first_tokens, groups_of
+from cascade.promise import Cut, Promise, choose_cut, cuts_worth_testing, plug_in_cut
+from cascade.routes.learned import Quality, Scorer
+
+EmbedMany = Callable[[Sequence[Any]], NDArray[np.float32]]
+"""Calls → [n, d] unit vectors, the same that requests will get."""
+Progress = Callable[[str, float], None]
+"""(step, share done 0 … 1)."""
+
+LEAST_ROWS = 40
+MARGINS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 10.0)
+"""10 never skips the small model's attempt."""
+FEW_POINTS = 0.05
+"""Below this gap between the models, shares of the gap say little."""
+
+
+class TooFewLabels(ValueError):
+    """Not even a fit is possible."""
+
+
+@dataclass(frozen=True, slots=True)
+class Aim:
+    """What is to be found. `price_ratio`: what an answer of the small model costs, as a share of
+    one of the large model."""
+
+    promise: Promise
+    hold_tokens: int | None = 16
+    price_ratio: float = 0.1
+    embedder: str = ""
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """Quality against the share of requests that go to the large model, both rising. `tried` is the
+    share of requests that the small model is paid for, at each point."""
+
+    name: str
+    large_share: Floats
+    quality: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A table row: how many large calls it takes to lose at most ε on the held-out half, as it
+    looks there. Measured, not promised."""
+
+    name: str
+    large_share: float
+    apgr: float
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    route: Quality
+    small: float
+    large: float
+    fitted_on: int
+    curves: tuple[Curve, ...]
+    table: tuple[Line, ...]
+
+    def summary(self) -> str:
+        """What it promises, on how many labels; or what it takes to promise."""
+        promise, cut = self.route.promise, self.route.cut
+        lost, sure = 100 * promise.epsilon, 100 * (1 - promise.delta)
+        if cut.promised:
+            return (
+                f"With {sure:.3g} % confidence at most {lost:.3g} points are lost against always "
+                f"asking the large model, at {cut.large_share:.0%} large calls "
+                f"(p = {cut.p_value:.3f} on {cut.labels} labels, fitted on {self.fitted_on} more)."
+            )
+        needed = 2 * promise.labels_needed
+        return (
+            f"No promise: {cut.labels} labels do not support keeping anything on the small model "
+            f"at {lost:.3g} points and {sure:.3g} %. It takes at least {needed} labelled requests "
+            "in all, usually several times that; or allow more points."
+        )
+
+    def notes(self) -> tuple[str, ...]:
+        gap = self.large - self.small
+        if gap <= 0:
+            return ("The large model is no better than the small one on these labels.",)
+        if gap < FEW_POINTS:
+            return (f"The models differ by {100 * gap:.1f} points only: APGR says little.",)
+        return ()
+
+
+def _unheard(step: str, share: float) -> None:
+    """Progress that nobody watches."""
+
+
+def calibrate(
+    rows: Sequence[Labelled],
+    aim: Aim,
+    *,
+    embed: EmbedMany | None = None,
+    progress: Progress = _unheard,
+) -> Calibration:
+    """Raises TooFewLabels below some dozens; with too few to promise it returns a route that is
+    always-large and a summary that says so."""
+    if len(rows) < LEAST_ROWS:
+        raise TooFewLabels(f"{len(rows)} labels are too few; fit on {LEAST_ROWS} or more")
+    rng = np.random.default_rng(aim.seed)
+    progress("features", 0.0)
+    table = _Table.of(rows, aim, embed)
+    fit, rest = _halves(table.groups, rng)
+    progress("fitting", 0.2)
+    held_out = _out_of_fold(table, fit, rng)
+    margin = _best_margin(held_out, table.losses[fit], aim)
+    progress("fitting the last models", 0.7)
+    scorer = replace(_fit_scorer(table, fit, aim, rng), margin=margin)
+    progress("testing", 0.9)
+    cuts = cuts_worth_testing(held_out.score(margin), table.losses[fit], aim.promise.epsilon)
+    looks = _looks(scorer, table, rest)
+    cut = choose_cut(looks.score(margin), table.losses[rest], cuts, aim.promise)
+    route = Quality(scorer, aim.promise, cut)
+    result = _report(route, table, fit, rest, looks)
+    progress("done", 1.0)
+    return result
+
+
+@dataclass(frozen=True, slots=True)
+class _Looks:
+    """g₀ and g₁ of some rows; g₁ is None where nothing is judged."""
+
+    first: Floats
+    judged: Floats | None
+
+    def score(self, margin: float) -> Floats:
+        return self.first if self.judged is None else np.maximum(self.first - margin, self.judged)
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    inputs: dict[str, NDArray[Any]]
+    small: Floats
+    large: Floats
+    chars: Floats
+    groups: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, rows: Sequence[Labelled], aim: Aim, embed: EmbedMany | None) -> _Table:
+        inputs: dict[str, NDArray[Any]] = {"before": np.array([before(row.call) for row in rows])}
+        if embed is not None:
+            inputs["embedding"] = embed([row.call for row in rows])
+        if all(row.answer is not None for row in rows):
+            inputs["after"] = np.array([_after(row, aim.hold_tokens) for row in rows])
+        return cls(
+            inputs,
+            np.array([row.small for row in rows]),
+            np.array([row.large for row in rows]),
+            np.array([float(len(question(row.call))) for row in rows]),
+            np.array(groups_of(rows)),
+        )
+
+    @property
+    def losses(self) -> Floats:
+        losses: Floats = self.large - self.small
+        return losses
+
+    def names(self, judged: bool) -> list[str]:
+        return [name for name in self.inputs if judged or name != "after"]
+
+    def take(self, rows: NDArray[np.int64], judged: bool) -> dict[str, NDArray[Any]]:
+        return {name: self.inputs[name][rows] for name in self.names(judged)}
+
+    def plans(self, judged: bool) -> dict[str, Plan]:
+        made = {"before": feature_plan(BEFORE), "after": feature_plan(AFTER, 1.0)}
+        if "embedding" in self.inputs:
+            made["embedding"] = embedding_plan(self.inputs["embedding"].shape[1])
+        return {name: made[name] for name in self.names(judged)}
+
+
+def _after(row: Labelled, hold_tokens: int | None) -> Floats:
+    assert row.answer is not None
+    return after(question(row.call), first_tokens(row.answer, hold_tokens))
+
+
+def _halves(
+    groups: NDArray[np.int64], rng: np.random.Generator
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Whole conversations, half of them each. All rows of the first half may fit; of the second
+    each conversation gives one, drawn at random, because the test needs independent labels."""
+    order = rng.permutation(int(groups.max()) + 1)
+    first = np.isin(groups, order[: len(order) // 2])
+    others = rng.permutation(np.flatnonzero(~first))
+    _, one_each = np.unique(groups[others], return_index=True)
+    return np.flatnonzero(first), others[one_each]
+
+
+def _out_of_fold(table: _Table, rows: NDArray[np.int64], rng: np.random.Generator) -> _Looks:
+    def gains(judged: bool) -> Floats:
+        estimates = out_of_fold(
+            table.take(rows, judged),
+            table.plans(judged),
+            table.small[rows],
+            table.large[rows],
+            rng=rng,
+            groups=table.groups[rows],
+        )
+        return np.asarray(estimates[:, 1] - estimates[:, 0])
+
+    return _Looks(gains(False), gains(True) if "after" in table.inputs else None)
+
+
+def _fit_scorer(
+    table: _Table, rows: NDArray[np.int64], aim: Aim, rng: np.random.Generator
+) -> Scorer:
+    def fit(judged: bool) -> GainModel:
+        inputs, plans = table.take(rows, judged), table.plans(judged)
+        embedder = aim.embedder if "embedding" in inputs else ""
+        sides = (table.small[rows], table.large[rows])
+        return fit_gain(inputs, plans, *sides, rng=rng, embedder=embedder)
+
+    judge = fit(True) if "after" in table.inputs else None
+    return Scorer(fit(False), judge, aim.hold_tokens)
+
+
+def _looks(scorer: Scorer, table: _Table, rows: NDArray[np.int64]) -> _Looks:
+    def gains(model: GainModel, judged: bool) -> Floats:
+        estimates = model.estimate_many(table.take(rows, judged))
+        return np.asarray(estimates[:, 1] - estimates[:, 0])
+
+    judged = gains(scorer.judge, True) if scorer.judge else None
+    return _Looks(gains(scorer.route, False), judged)
+
+
+def _best_margin(looks: _Looks, losses: Floats, aim: Aim) -> float:
+    """The cheapest at which the loss looks like ε: trying small costs, and so does not trying."""
+    if looks.judged is None:
+        return 0.0
+
+    def cost(margin: float) -> float:
+        score = looks.score(margin)
+        cut = plug_in_cut(score, losses, aim.promise.epsilon)
+        tried = looks.first - margin <= cut
+        return float((score > cut).mean() + aim.price_ratio * tried.mean())
+
+    return min(MARGINS, key=cost)
+
+
+def _report(
+    route: Quality,
+    table: _Table,
+    fit: NDArray[np.int64],
+    rest: NDArray[np.int64],
+    looks: _Looks,
+) -> Calibration:
+    losses = table.losses[rest]
+    scores = {"prompt length": table.chars[rest], "router": looks.first}
+    if looks.judged is not None:
+        scores["router + judge"] = looks.score(route.scorer.margin)
+    scores["oracle"] = losses + 1e-9 * np.arange(len(losses))  # may tell equals apart
+    large = float(table.large[rest].mean())
+    curves = [Curve("random", np.array([0.0, 1.0]), np.array([large - losses.mean(), large]))]
+    lines = [Line("random", _random_share(losses, route.promise.epsilon), 0.5)]
+    for name, score in scores.items():
+        curve = _curve(name, score, losses, large)
+        curves.append(curve)
+        lines.append(Line(name, _share_at(score, losses, route.promise.epsilon), _apgr(curve)))
+    small = float(table.small[rest].mean())
+    return Calibration(route, small, large, len(fit), tuple(curves), tuple(lines))
+
+
+def _curve(name: str, score: Floats, losses: Floats, large: float) -> Curve:
+    order = np.argsort(-score, kind="stable")
+    gained = np.concatenate(([0.0], np.cumsum(losses[order]))) / len(losses)
+    share = np.arange(len(gained)) / len(losses)
+    return Curve(name, share, large - losses.mean() + gained)
+
+
+def _apgr(curve: Curve) -> float:
+    low, high = float(curve.quality[0]), float(curve.quality[-1])
+    if high <= low:
+        return math.nan
+    return float(np.trapezoid((curve.quality - low) / (high - low), curve.large_share))
+
+
+def _share_at(score: Floats, losses: Floats, epsilon: float) -> float:
+    return float((score > plug_in_cut(score, losses, epsilon)).mean())
+
+
+def _random_share(losses: Floats, epsilon: float) -> float:
+    gap = float(losses.mean())
+    return 0.0 if gap <= epsilon else 1.0 - epsilon / gap
+
+
+def no_promise(route: Quality) -> Quality:
+    """The same policy, always-large: what a stale or foreign calibration is replaced by."""
+    return replace(route, cut=Cut(-math.inf, False, route.cut.labels, 1.0, 0.0, 1.0))
