@@ -102,8 +102,8 @@ def dtype_for(stored: torch.dtype) -> torch.dtype:
     """What this CPU computes a checkpoint in that is stored as `stored`.
 
     fp32 stays what it is. The half types are computed in bf16 where the CPU has instructions for
-    it (and oneDNN to use them), else in fp32: emulated, they are slower than that. On a Zen 5, fp32 takes 1.8 times as long
-    for a product of 32 rows, and twice the memory for keys and values.
+    it and torch has oneDNN to use them, else in fp32: emulated, they are slower than that. On a
+    Zen 5, a product of 32 rows takes 1.8 times as long in fp32, and keys and values twice the room.
     """
     able = torch.cpu.get_capabilities()
     native = can_pack() and any(able.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
