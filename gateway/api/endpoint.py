@@ -191,7 +191,7 @@ class Endpoint:
     async def _fail(self, exchange: Exchange, error: AnswerError) -> None:
         """Book what the ledger's layer has not seen, and tell the caller, if they listen."""
         cause = error.__cause__
-        if cause is not None and not isinstance(cause, AnswerError):
+        if error.status >= 500 and cause is not None and not isinstance(cause, AnswerError):
             self._edge.log.error("request broke", id=exchange.id, exc_info=cause)
         if not exchange.booked:
             self._edge.ledger.append(refusal(exchange.id, exchange.tenant, error.status))

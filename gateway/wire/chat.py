@@ -57,28 +57,28 @@ class RequestMessage(msgspec.Struct, forbid_unknown_fields=True):
     function_call: None = None
 
 
-class FunctionSpec(msgspec.Struct):
+class FunctionSpec(msgspec.Struct, forbid_unknown_fields=True):
     name: Annotated[str, Meta(min_length=1)]
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
 
 
-class ToolSpec(msgspec.Struct):
+class ToolSpec(msgspec.Struct, forbid_unknown_fields=True):
     type: Literal["function"]
     function: FunctionSpec
 
 
-class NamedFunction(msgspec.Struct):
+class NamedFunction(msgspec.Struct, forbid_unknown_fields=True):
     name: str
 
 
-class NamedTool(msgspec.Struct):
+class NamedTool(msgspec.Struct, forbid_unknown_fields=True):
     type: Literal["function"]
     function: NamedFunction
 
 
-class JsonSchema(msgspec.Struct, rename={"schema_": "schema"}):
+class JsonSchema(msgspec.Struct, rename={"schema_": "schema"}, forbid_unknown_fields=True):
     name: str
     description: str | None = None
     schema_: dict[str, Any] | None = None
@@ -162,7 +162,9 @@ def call_of(request: ChatRequest, extra: Json | None, place: Place) -> Call:
         parallel_tool_calls=request.parallel_tool_calls is not False,
         response_format=_canonical_format(request),
         chat_template_kwargs=(
-            canonical(request.chat_template_kwargs) if request.chat_template_kwargs else None
+            canonical(request.chat_template_kwargs, "chat_template_kwargs")
+            if request.chat_template_kwargs
+            else None
         ),
         extra=extra,
     )
@@ -216,15 +218,16 @@ def _parts(raw: RequestMessage, index: int) -> tuple[Part, ...]:
 
 
 def _canonical_tools(request: ChatRequest) -> Json | None:
-    return canonical(msgspec.to_builtins(request.tools)) if request.tools else None
+    return canonical(msgspec.to_builtins(request.tools), "tools") if request.tools else None
 
 
 def _canonical_choice(request: ChatRequest) -> Json | None:
     if request.tool_choice is None:
         return None
-    if not request.tools and request.tool_choice not in {"none", "auto"}:
+    choice = msgspec.to_builtins(request.tool_choice)
+    if not request.tools and choice not in ("none", "auto"):
         raise BadCall("tool_choice needs tools; send both or neither.", param="tool_choice")
-    return canonical(msgspec.to_builtins(request.tool_choice))
+    return canonical(choice, "tool_choice")
 
 
 def _canonical_format(request: ChatRequest) -> Json | None:
@@ -234,4 +237,4 @@ def _canonical_format(request: ChatRequest) -> Json | None:
     if asked.type == "json_schema" and (asked.json_schema is None or not asked.json_schema.schema_):
         raise BadCall("response_format.json_schema.schema is missing; send the schema to follow.",
                       param="response_format.json_schema")  # fmt: skip
-    return canonical(msgspec.to_builtins(asked))
+    return canonical(msgspec.to_builtins(asked), "response_format")

@@ -31,9 +31,19 @@ _ALLOWED = (
 _MODALITIES = frozenset({"image_url", "input_audio", "file", "video_url", "input_image"})
 
 
-def canonical(value: Any) -> Json:
-    """Sorted keys, no spaces: equal values give equal text."""
-    return Json(orjson.dumps(value, option=orjson.OPT_SORT_KEYS).decode())
+def canonical(value: Any, param: str | None = None) -> Json:
+    """Sorted keys, no spaces: equal values give equal text. Raises BadCall for what JSON libraries
+    do not agree on."""
+    try:
+        return Json(orjson.dumps(value, option=orjson.OPT_SORT_KEYS).decode())
+    except orjson.JSONEncodeError as error:
+        named = f"{param} holds" if param else "The body holds"
+        raise BadCall(
+            f"{named} what cannot be passed on: {str(error).lower()}. Send integers of 64 bits and "
+            "fewer levels.",
+            param=param,
+            code="invalid_value",
+        ) from None
 
 
 class Decoder(Generic[T]):
@@ -63,6 +73,8 @@ class Decoder(Generic[T]):
             raise _malformed(body, error) from None
         except UnicodeDecodeError as error:
             raise _malformed(body, error) from None
+        except RecursionError:
+            raise _too_deep() from None
         return self._with_rest(body)
 
     def _with_rest(self, body: bytes) -> tuple[T, Json | None]:
@@ -70,6 +82,8 @@ class Decoder(Generic[T]):
             request = self._lenient.decode(body)
         except msgspec.ValidationError as error:
             raise _mendable(error) from None
+        except RecursionError:
+            raise _too_deep() from None
         whole = msgspec.json.decode(body)
         rest = {name: value for name, value in whole.items() if name not in self._known}
         kept = {name: value for name, value in rest.items() if value is not None}
@@ -87,6 +101,10 @@ def _malformed(body: bytes, error: Exception) -> BadCall:
             code="invalid_utf8",
         )
     return BadCall(f"The body is not valid JSON: {error}.", code="invalid_json")
+
+
+def _too_deep() -> BadCall:
+    return BadCall("The body is nested too deeply; send fewer levels.", code="invalid_json")
 
 
 def _mendable(error: msgspec.ValidationError) -> BadCall:

@@ -20,6 +20,7 @@ from engine.contract import BadCall, Sampling
 KEY = "key"
 
 MAX_STOPS = 4
+MOST_TOKEN = 2**31 - 1
 
 Temperature = Annotated[float, Meta(ge=0.0, le=2.0)]
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]
@@ -125,7 +126,7 @@ def _biases(raw: Mapping[str, float]) -> tuple[tuple[int, float], ...]:
     except ValueError:
         raise BadCall("logit_bias: keys must be token ids, as {\"1234\": -100}.",
                       param="logit_bias", code="invalid_value") from None  # fmt: skip
-    if pairs[0][0] < 0:
-        raise BadCall("logit_bias: token ids must not be negative.",
+    if pairs[0][0] < 0 or pairs[-1][0] > MOST_TOKEN:
+        raise BadCall(f"logit_bias: keys must be token ids, 0 to {MOST_TOKEN}.",
                       param="logit_bias", code="invalid_value")  # fmt: skip
     return tuple(pairs)
