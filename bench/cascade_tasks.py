@@ -1,0 +1,217 @@
+"""The bundled models end to end: large-model tokens avoided at no more than ε lost.
+
+Reads what bench/cascade_answers.py stored. Each random split has three disjoint parts: 40 % fit,
+20 % calibrate, 40 % test; all figures are from the test part, decided as the cascade would. A
+router's cut is found twice on the calibration part: plug-in, and with the promise (δ = 0.1).
+
+"Tokens avoided" is the share of the large model's answer tokens that were never generated; what the
+small model generates is not held against it here.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.cascade_data import embed
+from cascade.features import BEFORE, before
+from cascade.fit import Plan, embedding_plan, feature_plan, fit_gain, out_of_fold
+from cascade.judge import AFTER, after
+from cascade.labels import Labelled, first_tokens, read_labels
+from cascade.promise import Promise, choose_cut, cuts_worth_testing, plug_in_cut
+
+Floats = NDArray[np.float64]
+Rows = NDArray[np.int64]
+
+HOLD_TOKENS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Tasks:
+    """In rows. `tokens` are the large model's answer tokens."""
+
+    small: Floats
+    large: Floats
+    tokens: Floats
+    chars: Floats
+    cells: NDArray[np.int64]
+    inputs: Mapping[str, NDArray[Any]]
+
+    @property
+    def losses(self) -> Floats:
+        losses: Floats = self.large - self.small
+        return losses
+
+
+@dataclass(frozen=True, slots=True)
+class Router:
+    """Blocks of inputs that it looks at; `judges`: it has seen the small answer."""
+
+    blocks: tuple[str, ...]
+    judges: bool = False
+
+
+ROUTERS: Mapping[str, Router] = {
+    "ours before token 1": Router(("embedding", "before")),
+    f"ours + judge, {HOLD_TOKENS} tokens held": Router(("embedding", "before", "after_k"), True),
+    "ours + judge, whole answer": Router(("embedding", "before", "after"), True),
+}
+
+
+def read_tasks(path: Path, embeddings: Path) -> Tasks:
+    with path.open(encoding="utf-8") as file:
+        lines = [line for line in file if line.strip()]
+    rows, raw = read_labels(lines), [json.loads(line) for line in lines]
+    cells = {name: at for at, name in enumerate(sorted({_cell(row) for row in raw}))}
+    texts = [row.call.messages[-1].text for row in rows]
+    inputs = {
+        "embedding": embed(texts, embeddings),
+        "before": np.array([before(row.call) for row in rows]),
+        "after": _after(rows, None),
+        "after_k": _after(rows, HOLD_TOKENS),
+    }
+    return Tasks(
+        np.array([row.small for row in rows]),
+        np.array([row.large for row in rows]),
+        np.array([float(row["large"]["tokens"]) for row in raw]),
+        np.array([float(len(text)) for text in texts]),
+        np.array([cells[_cell(row)] for row in raw]),
+        inputs,
+    )
+
+
+def _cell(row: dict[str, Any]) -> str:
+    return f"{row['family']} {row['level']}"
+
+
+def _after(rows: Sequence[Labelled], tokens: int | None) -> Floats:
+    seen = []
+    for row in rows:
+        assert row.answer is not None, "the small model's answers are what the judge is for"
+        seen.append(after(row.call.messages[-1].text, first_tokens(row.answer, tokens)))
+    return np.array(seen)
+
+
+def _plans(router: Router) -> dict[str, Plan]:
+    every = {
+        "embedding": embedding_plan(384),
+        "before": feature_plan(BEFORE),
+        "after": feature_plan(AFTER, 1.0),
+        "after_k": feature_plan(AFTER, 1.0),
+    }
+    return {name: every[name] for name in router.blocks}
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    lost: float
+    avoided: float
+    kept: float
+
+
+def _at(tasks: Tasks, rows: Rows, kept: NDArray[np.bool_]) -> Point:
+    tokens = tasks.tokens[rows]
+    lost = float((tasks.losses[rows] * kept).mean())
+    return Point(lost, float((tokens * kept).sum() / tokens.sum()), float(kept.mean()))
+
+
+def _split(tasks: Tasks, rng: np.random.Generator) -> tuple[Rows, Rows, Rows]:
+    order = rng.permutation(len(tasks.small))
+    fit, calibrate = int(0.4 * len(order)), int(0.6 * len(order))
+    return order[:fit], order[fit:calibrate], order[calibrate:]
+
+
+def _fixed_scores(tasks: Tasks, fit: Rows, rng: np.random.Generator) -> dict[str, Floats]:
+    """Scores of all rows by rules that need no model. The cell is the task's family and level."""
+    means = np.full(int(tasks.cells.max()) + 1, tasks.losses[fit].mean())
+    for cell in np.unique(tasks.cells[fit]):
+        means[cell] = tasks.losses[fit][tasks.cells[fit] == cell].mean()
+    return {
+        "random": rng.random(len(tasks.small)),
+        "prompt length": tasks.chars,
+        "task mean (told family and level)": means[tasks.cells],
+    }
+
+
+def _our_scores(
+    tasks: Tasks, fit: Rows, router: Router, rng: np.random.Generator
+) -> tuple[Floats, Floats]:
+    """(scores of all rows, out-of-fold scores of the fitting rows)."""
+    inputs = {name: tasks.inputs[name] for name in router.blocks}
+    seen = {name: values[fit] for name, values in inputs.items()}
+    sides = (tasks.small[fit], tasks.large[fit])
+    model = fit_gain(seen, _plans(router), *sides, rng=rng)
+    held = out_of_fold(seen, _plans(router), *sides, rng=rng)
+    estimates = model.estimate_many(inputs)
+    return estimates[:, 1] - estimates[:, 0], held[:, 1] - held[:, 0]
+
+
+def _oracle(tasks: Tasks, rows: Rows, epsilon: float) -> Point:
+    """Keeps all that loses nothing, then the losses that save most tokens, up to ε."""
+    losses, tokens = tasks.losses[rows], tasks.tokens[rows]
+    kept = losses <= 0
+    budget = round(epsilon * len(rows) - losses[kept].sum())
+    worse = np.flatnonzero(~kept)
+    kept[worse[np.argsort(-tokens[worse])][: max(0, budget)]] = True
+    return _at(tasks, rows, kept)
+
+
+def measure(tasks: Tasks, epsilon: float, seeds: int) -> list[dict[str, Any]]:
+    """One row per router and way of finding the cut: means over the splits."""
+    points: dict[str, list[Point]] = {}
+    promise = Promise(epsilon)
+    for seed in range(seeds):
+        rng = np.random.default_rng(seed)
+        fit, calibrate, test = _split(tasks, rng)
+        losses = tasks.losses
+        for name, scores in _fixed_scores(tasks, fit, rng).items():
+            cut = plug_in_cut(scores[calibrate], losses[calibrate], epsilon)
+            points.setdefault(f"{name}, plug-in", []).append(_at(tasks, test, scores[test] <= cut))
+        for name, router in ROUTERS.items():
+            scores, held = _our_scores(tasks, fit, router, rng)
+            loose = plug_in_cut(scores[calibrate], losses[calibrate], epsilon)
+            cuts = cuts_worth_testing(held, losses[fit], epsilon)
+            safe = choose_cut(scores[calibrate], losses[calibrate], cuts, promise).threshold
+            for way, cut in (("plug-in", loose), ("promise", safe)):
+                kept = scores[test] <= cut
+                points.setdefault(f"{name}, {way}", []).append(_at(tasks, test, kept))
+        points.setdefault("oracle", []).append(_oracle(tasks, test, epsilon))
+    best = float(np.mean([point.avoided for point in points["oracle"]]))
+    return [_row(name, found, best, epsilon) for name, found in points.items()]
+
+
+def _row(name: str, points: list[Point], best: float, epsilon: float) -> dict[str, Any]:
+    lost = np.array([point.lost for point in points])
+    avoided = np.array([point.avoided for point in points])
+    return {
+        "router": name,
+        "lost_points": round(100 * float(lost.mean()), 2),
+        "missed": round(float((lost > epsilon).mean()), 2),
+        "avoided": round(float(avoided.mean()), 3),
+        "avoided_sd": round(float(avoided.std(ddof=1)), 3) if len(avoided) > 1 else math.nan,
+        "of_oracle": round(float(avoided.mean()) / best, 3) if best else math.nan,
+    }
+
+
+def run_tasks(path: Path, embeddings: Path, seeds: int = 10) -> dict[str, Any]:
+    tasks = read_tasks(path, embeddings)
+    small, large = float(tasks.small.mean()), float(tasks.large.mean())
+    print(f"\nBundled models, {len(tasks.small)} tasks: small {small:.1%}, large {large:.1%} right")
+    found: dict[str, Any] = {"small": small, "large": large}
+    for epsilon in (0.005, 0.01, 0.02):
+        rows = measure(tasks, epsilon, seeds)
+        found[f"lost_{epsilon}"] = rows
+        print(f"\nat most {100 * epsilon:g} points lost, {seeds} splits, on the test part")
+        print(f"{'':46}{'lost':>7}{'missed':>8}{'large tokens avoided':>24}{'of oracle':>11}")
+        for row in rows:
+            spread = f"{row['avoided']:.1%} ± {row['avoided_sd']:.1%}"
+            line = f"{row['router']:46}{row['lost_points']:7}{row['missed']:8.0%}{spread:>24}"
+            print(f"{line}{row['of_oracle']:11.1%}")
+    return found
