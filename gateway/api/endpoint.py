@@ -2,9 +2,10 @@
 
     authenticate → read the body → parse → resolve → answer → respond → log
 
-A plain ASGI application and not a FastAPI route: on the hot path FastAPI's routing, dependency
-solving and response classes cost more than everything else here together (bench/gateway.py prints
-both). FastAPI serves the cold paths and the documentation (gateway/app.py).
+A plain ASGI application and not a FastAPI route. Measured in process, answering nothing: called by
+its path 1 µs; as a Starlette route inside FastAPI's middleware 20 µs; as a FastAPI route that takes
+the request 115 µs, or a pydantic model 142 µs. An exact hit costs 43 µs here in all. FastAPI serves
+the cold paths and the documentation (gateway/app.py).
 
 Whatever goes wrong ends in one place (`__call__`), as an OpenAI-shaped error with a status or, once
 the stream has begun, as its last event. A caller who hangs up is noticed while we wait, for whole

@@ -130,7 +130,14 @@ class Exchange:
     async def send_whole(self, body: bytes) -> None:
         self.status = 200
         self.head_sent = True
-        await respond(self._send, 200, body, self._headers())
+        head = {
+            "type": "http.response.start",
+            "status": 200,
+            "headers": [JSON, *self._headers()],
+            "sluice.trusted": len(body),
+        }
+        await self._send(head)
+        await self._send({"type": "http.response.body", "body": body})
 
     async def send_error(self, error: AnswerError) -> None:
         """As a status, or as the last event of a stream that has begun; to nobody if they left."""
@@ -164,8 +171,13 @@ class Exchange:
         if not self.head_sent:
             self.head_sent = True
             self.status = 200
-            headers = [*STREAM_HEADERS, *self._headers()]
-            await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+            head = {
+                "type": "http.response.start",
+                "status": 200,
+                "headers": [*STREAM_HEADERS, *self._headers()],
+                "sluice.trusted": None,
+            }
+            await self._send(head)
         body = b"".join(self._pending)
         self._pending.clear()
         if last:
@@ -188,8 +200,8 @@ class Exchange:
         """The head of an answer: who answered, from where, how old, how long it took."""
         headers = self._story()
         if self.start is not None:
-            headers.append((b"sluice-origin", self.start.origin.encode()))
-            headers.append((b"sluice-model", self.start.model.encode()))
+            headers.append((b"sluice-origin", _safe(self.start.origin)))
+            headers.append((b"sluice-model", _safe(self.start.model)))
         return headers
 
     def _story(self) -> Headers:
@@ -213,6 +225,15 @@ def _read(headers: Headers) -> dict[bytes, bytes]:
         if name in READ:
             given[name] = value if name not in given else given[name] + b", " + value
     return given
+
+
+def _safe(name: str) -> bytes:
+    """A name as a header's value. One that a remote server made up may hold anything."""
+    return (
+        name.encode()
+        if name.isascii() and name.isprintable()
+        else repr(name).encode("ascii", "replace")
+    )
 
 
 def _is_id(text: bytes) -> bool:

@@ -41,7 +41,7 @@ def tags_of(header: bytes | None) -> tuple[str, ...]:
 
 def cache_status(members: Iterable[CacheStatus]) -> bytes:
     """The member nearest the origin first: layers append as they are asked, outermost first."""
-    return ", ".join([_member(one) for one in members][::-1]).encode("latin-1", "replace")
+    return ", ".join([_member(one) for one in members][::-1]).encode("ascii", "replace")
 
 
 def _member(one: CacheStatus) -> str:
@@ -51,7 +51,8 @@ def _member(one: CacheStatus) -> str:
     if one.ttl_s is not None:
         text += f"; ttl={int(one.ttl_s)}"
     if one.detail:
-        quoted = one.detail.replace("\\", "\\\\").replace('"', '\\"')
+        printable = "".join([c if c.isprintable() else " " for c in one.detail])
+        quoted = printable.replace("\\", "\\\\").replace('"', '\\"')
         text += f'; detail="{quoted}"'
     return text
 

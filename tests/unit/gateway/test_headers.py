@@ -43,3 +43,9 @@ def test_timings_are_in_milliseconds() -> None:
 def test_tags_are_split() -> None:
     assert tags_of(b" a, b ,,") == ("a", "b")
     assert tags_of(None) == ()
+
+
+def test_a_detail_cannot_break_out_of_its_header() -> None:
+    header = cache_status([CacheStatus("exact", detail="a\r\nset-cookie: x")])
+    assert b"\r" not in header
+    assert b"\n" not in header
