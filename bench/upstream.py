@@ -18,6 +18,7 @@ import resource
 import socket
 import time
 from pathlib import Path
+from typing import cast
 
 import httpx
 import uvloop
@@ -62,8 +63,7 @@ class Mock(asyncio.Protocol):
     reply = canned()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport, self.rest = transport, b""
+        self.transport, self.rest = cast(asyncio.Transport, transport), b""
 
     def data_received(self, data: bytes) -> None:
         """Bodies hold no blank line: a request is complete at its closing brace."""
