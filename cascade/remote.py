@@ -182,10 +182,9 @@ class Remote:
             raise self._failed("did not begin to answer in time") from error
         except AddressRefused as error:
             raise self._failed(f"may not be reached: {error}") from error
-        except (httpx.ConnectError, OSError) as error:
-            raise Again(self._failed("cannot be reached")) from error
-        except httpx.ConnectTimeout as error:  # aiohttp's transport says so of a dropped one too
-            raise Again(self._failed("took no connection, or dropped it")) from error
+        except (httpx.ConnectError, httpx.ConnectTimeout, OSError) as error:
+            # aiohttp's transport does not tell a refused connection from a dropped one.
+            raise Again(self._failed("cannot be reached, or hung up at once")) from error
         except httpx.TimeoutException as error:
             raise self._failed("went silent before its answer") from error
         except httpx.HTTPError as error:
