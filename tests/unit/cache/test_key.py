@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache.key import KEY_BYTES, KEYED, cacheable, key_of
+from cache.key import FAMILY_BYTES, KEY_BYTES, KEYED, cacheable, family_of, key_of
 from engine.contract import BadCall, Call, Json, Message, Part, Sampling, ToolCall
 from tests.support.recordings import call_of
 
@@ -272,3 +272,15 @@ def test_only_who_asks_for_randomness_is_refused(
 ) -> None:
     assert cacheable(call_of(sampling=sampling, n=n)) is expected
     assert cacheable(call_of(sampling=sampling, n=n), allow_sampling=True)
+
+
+def test_a_key_ends_with_its_scopes_family() -> None:
+    one, other = call_of("a", scope="tenant:a"), call_of("b", scope="tenant:a")
+    stranger = call_of("a", scope="tenant:b")
+    assert key_of(one)[-FAMILY_BYTES:] == key_of(other)[-FAMILY_BYTES:] == family_of("tenant:a")
+    assert key_of(stranger)[-FAMILY_BYTES:] != family_of("tenant:a")
+
+
+def test_calls_of_two_scopes_differ_outside_of_the_family_too() -> None:
+    mine, yours = call_of(scope="tenant:a"), call_of(scope="tenant:b")
+    assert key_of(mine)[:-FAMILY_BYTES] != key_of(yours)[:-FAMILY_BYTES]
