@@ -27,10 +27,11 @@ from cascade.fit import Plan, embedding_plan, feature_plan, fit_gain, out_of_fol
 from cascade.gain import Floats, GainModel
 from cascade.judge import AFTER, after
 from cascade.labels import Labelled, first_tokens, groups_of
-from cascade.promise import Cut, Promise, choose_cut, cuts_worth_testing, plug_in_cut
+from cascade.promise import Cut, Promise, Region, choose_cut, cuts_worth_testing, plug_in_cut
 from cascade.routes.learned import Quality, Scorer
+from engine.contract import Call
 
-EmbedMany = Callable[[Sequence[Any]], NDArray[np.float32]]
+EmbedMany = Callable[[Sequence[Call]], NDArray[np.float32]]
 """Calls → [n, d] unit vectors, the same that requests will get."""
 Progress = Callable[[str, float], None]
 """(step, share done 0 … 1)."""
@@ -38,6 +39,8 @@ Progress = Callable[[str, float], None]
 LEAST_ROWS = 40
 MARGINS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 10.0)
 """10 never skips the small model's attempt."""
+CUT_RANGE, CUT_STEPS = 0.5, 80
+"""`retest` tries cuts from that far below the region's top: fixed without looking at labels."""
 FEW_POINTS = 0.05
 """Below this gap between the models, shares of the gap say little."""
 
@@ -145,6 +148,34 @@ def calibrate(
     result = _report(route, table, fit, rest, looks)
     progress("done", 1.0)
     return result
+
+
+def retest(
+    route: Quality, rows: Sequence[Labelled], region: Region, *, embed: EmbedMany | None = None
+) -> Quality:
+    """The same gain models with a new cut, from fresh labels drawn where they matter.
+
+    `region` bounds g₀ − margin (`first_look`), which is never above the score that is cut, so it
+    holds all that a cut up to `region.top` keeps; `region.share` comes from unlabelled traffic.
+    None of the rows may have fitted the models."""
+    scorer = route.scorer
+    table = _Table.of(rows, Aim(route.promise, scorer.hold_tokens), embed)
+    _, one_each = np.unique(table.groups, return_index=True)
+    scores = _looks(scorer, table, one_each).score(scorer.margin)
+    cuts = [float(cut) for cut in np.linspace(region.top - CUT_RANGE, region.top, CUT_STEPS)]
+    losses = table.losses[one_each]
+    return replace(route, cut=choose_cut(scores, losses, cuts, route.promise, region))
+
+
+def first_look(route: Quality, calls: Sequence[Call], *, embed: EmbedMany | None = None) -> Floats:
+    """g₀ − margin of unlabelled traffic: what `Region.at_most` counts, and what a call is sampled
+    by (`shadow.Sampling.wanted`)."""
+    inputs: dict[str, NDArray[Any]] = {"before": np.array([before(call) for call in calls])}
+    if embed is not None:
+        inputs["embedding"] = embed(calls)
+    estimates = route.scorer.route.estimate_many(inputs)
+    margin = route.scorer.margin if route.scorer.judge else 0.0
+    return np.asarray(estimates[:, 1] - estimates[:, 0] - margin)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,13 +9,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cascade.calibrate import Aim, Calibration, TooFewLabels, calibrate, no_promise
+from cascade.calibrate import (
+    Aim,
+    Calibration,
+    TooFewLabels,
+    calibrate,
+    first_look,
+    no_promise,
+    retest,
+)
 from cascade.features import question
 from cascade.gain import ModelFileError
 from cascade.judge import Answered, judge
 from cascade.labels import Labelled, LabelsError, first_tokens, read_labels
 from cascade.policy import read_policy, write_policy
-from cascade.promise import Promise
+from cascade.promise import Promise, Region
 from cascade.routes.learned import Quality
 from tests.support.labelled import labelled
 from tests.support.routing import chat, question_of
@@ -115,6 +123,33 @@ def test_the_same_labels_give_the_same_policy() -> None:
     rows = labelled(400)
     first, second = (write_policy("a", "f", calibrate(rows, AIM).route) for _ in range(2))
     assert first == second
+
+
+def test_fresh_labels_where_they_matter_move_the_cut_and_keep_the_promise(
+    found: Calibration,
+) -> None:
+    traffic = labelled(4000, seed=5)
+    looks = first_look(found.route, [row.call for row in traffic])
+    region = Region.at_most(found.route.cut.threshold + 0.05, looks)
+    inside = [row for row, look in zip(traffic, looks, strict=True) if look <= region.top]
+    bolder = retest(found.route, inside, region)
+    assert bolder.cut.promised
+    assert found.route.cut.threshold < bolder.cut.threshold <= region.top
+    lost, _ = routed(bolder, labelled(4000, seed=9))
+    assert lost <= 0.05
+
+
+def test_what_is_never_kept_needs_no_label() -> None:
+    """Code is 40 % of the traffic and none of the labels; the share of large calls counts it."""
+    route = calibrate(labelled(800, text=False), AIM).route
+    traffic = labelled(2000, seed=5, text=False)
+    looks = first_look(route, [row.call for row in traffic])
+    region = Region.at_most(0.25, looks)
+    inside = [row for row, look in zip(traffic, looks, strict=True) if look <= region.top]
+    assert not any("```" in row.call.messages[0].text for row in inside)
+    found = retest(route, inside[:300], region)
+    assert found.cut.promised
+    assert found.cut.large_share == pytest.approx(0.4, abs=0.06)
 
 
 def test_progress_is_told_and_ends() -> None:

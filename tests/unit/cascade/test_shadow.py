@@ -1,0 +1,140 @@
+"""Shadow runs: who is sampled, when they run, and what is kept."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+from cascade.labels import read_labels
+from cascade.shadow import Grades, Sampling, Shadow, agreement
+from engine.contract import Call, Start, Trail, UpstreamFailed
+from tests.support.fake import FakeModel
+from tests.support.routing import chat
+
+
+class Scene:
+    """A shadow around a fake cascade; `settle` lets its task run for a moment."""
+
+    def __init__(self, share: float = 1.0, **given: Any) -> None:
+        self.rows: list[str] = []
+        self.idle = True
+        self.front = FakeModel(name="front")
+        self.small = given.pop("small", FakeModel(lambda _: ["Paris"], name="small"))
+        self.large = FakeModel(lambda _: ["paris."], name="large")
+        self.shadow = Shadow(
+            self.front,
+            self.small,
+            self.large,
+            names=("s", "l"),
+            sampling=Sampling(share, **given.pop("sampling", {})),
+            rng=random.Random(0),
+            grade=given.pop("grade", agreement),
+            is_idle=lambda: self.idle,
+            keep=self.rows.append,
+        )
+
+    async def ask(self, call: Call) -> None:
+        async for _ in self.shadow(call, Trail("r")):
+            pass
+
+    async def settle(self, until: Callable[[], bool] = lambda: False) -> None:
+        task = asyncio.create_task(self.shadow.run())
+        for _ in range(200):
+            await asyncio.sleep(0)
+            if until():
+                break
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+async def test_both_models_answer_and_the_row_is_a_label() -> None:
+    scene = Scene()
+    await scene.ask(chat("Capital of France?", n=2))
+    await scene.settle()
+    (row,) = read_labels(scene.rows)
+    assert (row.small, row.large) == (1.0, 1.0)
+    assert row.call.messages == chat("Capital of France?").messages
+    assert row.answer is not None
+    assert row.answer.text == "Paris"
+    assert row.answer.logprobs == (-0.5,)
+    assert (scene.small.calls[0].model, scene.large.calls[0].model) == ("s", "l")
+    assert scene.small.calls[0].n == 1
+    assert scene.small.trails[0].share < 1.0, "real requests go first"
+
+
+async def test_nothing_runs_while_the_engine_is_busy() -> None:
+    scene = Scene()
+    scene.idle = False
+    await scene.ask(chat("Hi"))
+    await scene.settle()
+    assert not scene.small.calls
+    scene.idle = True
+    await scene.settle(lambda: bool(scene.rows))
+    assert len(scene.rows) == 1
+
+
+async def test_only_a_share_is_sampled() -> None:
+    scene = Scene(share=0.2)
+    for number in range(300):
+        await scene.ask(chat(f"Question {number}"))
+    await scene.settle(lambda: False)
+    await scene.settle(lambda: False)
+    assert 30 <= len(scene.rows) + len(scene.shadow._waiting) <= 90
+
+
+async def test_only_what_is_wanted_is_sampled_and_the_oldest_gives_way() -> None:
+    scene = Scene(sampling={"wanted": lambda call: "?" in call.messages[0].text, "waiting": 2})
+    for text in ("no", "a?", "b?", "c?"):
+        await scene.ask(chat(text))
+    await scene.settle()
+    assert [row.call.messages[0].text for row in read_labels(scene.rows)] == ["b?", "c?"]
+
+
+async def test_an_answer_that_was_cut_is_no_sample() -> None:
+    scene = Scene()
+    answer = scene.shadow(chat("Hi"), Trail("r"))
+    assert isinstance(await anext(answer), Start)
+    await answer.aclose()
+    await scene.settle()
+    assert scene.front.closed_early == 1
+    assert not scene.small.calls
+
+
+async def test_a_model_that_fails_costs_one_row_and_not_the_task() -> None:
+    scene = Scene(small=FakeModel(error=UpstreamFailed("gone")))
+    await scene.ask(chat("one"))
+    await scene.ask(chat("two"))
+    await scene.settle()
+    assert scene.rows == []
+    assert len(scene.small.calls) == 2
+
+
+async def test_what_nobody_can_grade_is_dropped() -> None:
+    async def unsure(call: Call, small: str, large: str) -> Grades | None:
+        return None
+
+    scene = Scene(grade=unsure)
+    await scene.ask(chat("Hi"))
+    await scene.settle()
+    assert scene.rows == []
+
+
+async def test_a_text_prompt_and_a_format_survive_the_file() -> None:
+    scene = Scene()
+    await scene.ask(Call("text", "auto", "t", prompt="Once"))
+    await scene.settle()
+    assert read_labels(scene.rows)[0].call.prompt == "Once"
+
+
+@pytest.mark.parametrize(
+    ("small", "large", "same"),
+    [("Paris", "paris.", 1.0), ("4\n", " 4", 1.0), ("Rome", "Paris", 0.0), ("-4", "4", 0.0)],
+)
+async def test_agreement_is_about_the_words(small: str, large: str, same: float) -> None:
+    assert await agreement(chat("?"), small, large) == Grades(same, 1.0)
