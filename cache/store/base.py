@@ -15,6 +15,9 @@ all that a store must know of it (scope, model, tags, lifetime), so tiers can pa
             write had reached the disk.
     flush   waits until what was put is as durable as the store makes it.
 
+A key ends with the family of its recording's scope (cache/key.py), so that a store which cannot
+look through all its entries knows where those of a scope are.
+
 A store belongs to one event loop. Foreign errors are mapped to StoreFault where they arise.
 """
 
@@ -34,6 +37,17 @@ class StoreFault(Exception):
     """The store could not do it (down, slow, full, broken). The request goes on without."""
 
 
+class Labels(Protocol):
+    """What an entry can be purged by. A Recording carries them; an index may hold them alone."""
+
+    @property
+    def scope(self) -> str: ...
+    @property
+    def model(self) -> str: ...
+    @property
+    def tags(self) -> tuple[str, ...]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Which:
     """What to purge: entries that match everything named here. Naming nothing means all of them."""
@@ -44,18 +58,19 @@ class Which:
     tag: str | None = None
     key: bytes | None = None
 
-    def matches(self, key: bytes, recording: Recording) -> bool:
+    def matches(self, key: bytes, labels: Labels) -> bool:
         return (
-            self.scope in (None, recording.scope)
-            and self.model in (None, recording.model)
-            and (self.tag is None or self.tag in recording.tags)
+            self.scope in (None, labels.scope)
+            and self.model in (None, labels.model)
+            and (self.tag is None or self.tag in labels.tags)
             and self.key in (None, key)
         )
 
 
 @dataclass(frozen=True, slots=True)
 class StoreStats:
-    """Counts since the store was opened, and how full it is now. `held_bytes` ≤ `max_bytes`."""
+    """Counts since the store was opened, and how full it is now. `held_bytes` ≤ `max_bytes`: of the
+    whole, or of as many scopes as a store has that bounds each by itself."""
 
     entries: int
     held_bytes: int

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from cache.key import family_of
 from cache.replay import pack_body
 from cache.store.base import Store, Which
 from cache.store.memory import MemoryStore
+from cache.store.purge_feed import PurgeFeed
+from cache.store.redis import RedisStore
+from cache.store.redis_line import RedisLine
 from cache.store.sqlite import SqliteStore
 from cache.store.tiered import TieredStore
 from engine.contract import Delta, Finish, TokenLogprob
 from tests.support.recordings import FakeClock, key_number, recording_of
+from tests.support.redis_server import VERSIONS, RedisServer, running_redis
 
 Maker = Callable[[int, FakeClock, Path], Store]
 ROOM = 1 << 20
@@ -35,7 +41,25 @@ def make_tiered(max_bytes: int, clock: FakeClock, folder: Path) -> Store:
     )
 
 
+def make_redis(server: RedisServer, max_bytes: int, clock: FakeClock, _: Path) -> Store:
+    """An empty Redis; patience enough for a machine that is busy with other things."""
+    server.client.flushall()
+    line = RedisLine(server.url, patience_s=5.0)
+    return RedisStore(line, PurgeFeed(line, trust_s=30.0), max_bytes, clock=clock)
+
+
+def make_shared(server: RedisServer, max_bytes: int, clock: FakeClock, _: Path) -> Store:
+    """What gateways with a Redis have: memory in front of it, and the feed between them."""
+    server.client.flushall()
+    line = RedisLine(server.url, patience_s=5.0)
+    feed = PurgeFeed(line, trust_s=30.0)
+    memory = MemoryStore(min(max_bytes, 3000), clock=clock)
+    return TieredStore(memory, RedisStore(line, feed, max_bytes, clock=clock), feed)
+
+
 MAKERS: dict[str, Maker] = {"memory": make_memory, "sqlite": make_sqlite, "tiered": make_tiered}
+REDIS_MAKERS = {"redis": make_redis, "shared": make_shared}
+CASES = [*MAKERS, *(f"{name}{version}" for name in REDIS_MAKERS for version in VERSIONS)]
 
 
 @pytest.fixture
@@ -43,9 +67,24 @@ def clock() -> FakeClock:
     return FakeClock()
 
 
-@pytest.fixture(params=list(MAKERS))
+@pytest.fixture(params=CASES)
 def maker(request: pytest.FixtureRequest) -> Maker:
-    return MAKERS[request.param]
+    if request.param in MAKERS:
+        return MAKERS[request.param]
+    name, version = request.param[:-1], request.param[-1]
+    return partial(REDIS_MAKERS[name], request.getfixturevalue(f"redis{version}"))
+
+
+@pytest.fixture(scope="module")
+def redis7(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    with running_redis(7, tmp_path_factory.mktemp("redis7")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def redis8(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    with running_redis(8, tmp_path_factory.mktemp("redis8")) as server:
+        yield server
 
 
 @pytest.fixture
@@ -81,7 +120,8 @@ async def test_each_key_has_its_own_entry(store: Store) -> None:
 
 
 async def test_keys_that_begin_alike_are_not_confused(store: Store) -> None:
-    one, other = b"12345678" + bytes(24), b"12345678" + bytes(23) + b"\1"
+    family = family_of("tenant:default")
+    one, other = b"12345678" + bytes(16) + family, b"12345678" + bytes(15) + b"\1" + family
     await store.put(one, recording_of("one"))
     await store.flush()
     assert await store.get(other) is None
@@ -124,15 +164,16 @@ async def test_a_logprob_comes_back_to_the_last_bit(store: Store) -> None:
 
 @pytest.mark.parametrize("flushed", [False, True])
 async def test_a_purge_by_scope_forgets_that_scope_only(store: Store, flushed: bool) -> None:
-    await store.put(key_number(1), recording_of("a", scope="one"))
-    await store.put(key_number(2), recording_of("b", scope="two"))
+    one, two = key_number(1, "one"), key_number(2, "two")
+    await store.put(one, recording_of("a", scope="one"))
+    await store.put(two, recording_of("b", scope="two"))
     if flushed:
         await store.flush()
     await store.purge(Which(scope="one"))
-    assert await store.get(key_number(1)) is None
-    assert await store.get(key_number(2)) == recording_of("b", scope="two")
+    assert await store.get(one) is None
+    assert await store.get(two) == recording_of("b", scope="two")
     await store.flush()
-    assert await store.get(key_number(1)) is None
+    assert await store.get(one) is None
 
 
 async def test_a_purge_can_name_model_tag_or_key(store: Store) -> None:
@@ -150,21 +191,22 @@ async def test_a_purge_can_name_model_tag_or_key(store: Store) -> None:
 
 
 async def test_a_purge_that_names_nothing_forgets_everything(store: Store) -> None:
-    for number in range(20):
-        await store.put(key_number(number), recording_of("a", scope=f"s{number}"))
+    keys = [key_number(number, f"s{number}") for number in range(20)]
+    for number, key in enumerate(keys):
+        await store.put(key, recording_of("a", scope=f"s{number}"))
     await store.flush()
     await store.purge(Which())
     assert (await store.stats()).entries == 0
-    assert [await store.get(key_number(n)) for n in range(20)] == [None] * 20
+    assert [await store.get(key) for key in keys] == [None] * 20
 
 
 async def test_a_tag_that_looks_like_sql_is_a_tag(store: Store) -> None:
     tag = "x'); DROP TABLE entries; --"
     await store.put(key_number(1), recording_of("a", tags=(tag,)))
-    await store.put(key_number(2), recording_of("b", scope=tag))
+    await store.put(key_number(2, tag), recording_of("b", scope=tag))
     await store.flush()
     assert await store.purge(Which(tag=tag)) == 1
-    assert await store.get(key_number(2)) is not None
+    assert await store.get(key_number(2, tag)) is not None
 
 
 async def test_bytes_stay_within_their_bound(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from cache.key import family_of
 from cache.replay import Recording, pack_body
 from engine.contract import (
     Answer,
@@ -65,8 +66,9 @@ def recording_of(
     )
 
 
-def key_number(number: int) -> bytes:
-    return number.to_bytes(8, "big") * 4
+def key_number(number: int, scope: str = "tenant:default") -> bytes:
+    """A key as cache/key.py makes them: the last bytes are the scope's."""
+    return number.to_bytes(8, "big") * 3 + family_of(scope)
 
 
 @dataclass

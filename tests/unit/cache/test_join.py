@@ -629,7 +629,11 @@ def test_in_any_order_of_events_everyone_who_stays_hears_one_whole_answer(
         open_runs = [run for run in whole.model.runs if not run.closed]
         assert len(open_runs) <= 1
         assert whole.join.in_flight == len(open_runs)
-        assert bool(open_runs) == any(not item.task.done() for item in listeners)
+        # One that has said End is let close by itself: it may have no listeners any more.
+        unended = [
+            run for run in open_runs if spoken.get(whole.model.runs.index(run), 0) < len(EVENTS)
+        ]
+        assert bool(unended) == any(not item.task.done() for item in listeners)
         for run in open_runs:
             at = spoken.get(whole.model.runs.index(run), 0)
             await run.say(*(*EVENTS, None)[at:])

@@ -1,0 +1,285 @@
+"""The line to Redis: how long a request waits for it, and what becomes of its faults.
+
+Problem. A cache beside the process may be slow, stopped, restarting, full, or no Redis at all, and
+it is asked several times in the life of one request (a lookup, a second look, a claim in
+cache/join_remote.py). If each call had its own deadline, a request would pay their sum; if each
+failure were waited for, a dead Redis would slow down every request for as long as it is dead.
+
+Choice. Three bounds, in one place through which every call goes:
+
+- Patience. A request has `patience_s` (25 ms) for all its calls together. `begin_request` hands it
+  out; a context variable carries it into the tasks that work for the request, which spend from the
+  same purse. Who comes without one (tests, a background task) has `patience_s` for each call.
+- Breaker (cache/store/breaker.py). After a few calls without an answer nobody asks any more. A
+  background task tries until it is answered in time again; no request pays for the trial.
+- Whoever stops waiting leaves the call running, for STRAGGLER_S. Otherwise each give-up would
+  close a connection, and to open one takes longer than an answer: where that takes longer than the
+  patience (TLS, another zone) there would never be a connection at all.
+
+An error that Redis answers with (OOM, WRONGTYPE) is returned among the replies, not raised: the
+server is alive, and whether it matters is the caller's affair. Whatever else is raised by the
+client library becomes StoreFault here.
+
+Rejected: the library's own retries and socket timeouts (they multiply, and end in seconds); a
+deadline per call; a breaker without background trial (one request in each period pays).
+
+Price: a task per call, about 15 µs; up to `connections` calls that nobody waits for any more.
+
+What waits on purpose (blocking reads) has a client of its own, so that it takes no connection from
+those in a hurry, and neither asks the breaker nor tells it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+
+from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ResponseError
+
+from cache.store.base import StoreFault
+from cache.store.breaker import Breaker
+from engine.contract import Answer, Answerer, Call, Trail
+
+PATIENCE_S: Final = 0.025
+WORK_S: Final = 1.0
+"""For what nobody waits for: writes, purges."""
+STRAGGLER_S: Final = 1.0
+PATIENT_CONNECTIONS: Final = 256
+CLUSTER: Final = "+cluster"
+"""`redis+cluster://…` names one node of a Redis Cluster."""
+
+Command: TypeAlias = tuple[bytes | str | int | float, ...]
+OnEvent: TypeAlias = Callable[[str], None]
+Client: TypeAlias = Redis | RedisCluster
+
+
+@dataclass(slots=True)
+class _Purse:
+    """What one request may still wait for Redis."""
+
+    left_s: float
+
+
+_purse: ContextVar[_Purse | None] = ContextVar("patience with Redis", default=None)
+"""Set by `begin_request`. A context variable has to be made once: contexts never forget one."""
+
+
+def connect(url: str, connections: int) -> Client:
+    """A client that has not connected yet, without the library's retries and timeouts."""
+    options: dict[str, Any] = {
+        "protocol": 2,
+        "retry": Retry(NoBackoff(), 0),
+        "socket_timeout": None,
+        "socket_connect_timeout": STRAGGLER_S,
+    }
+    if CLUSTER in url:
+        plain = url.replace(CLUSTER, "", 1)
+        return RedisCluster.from_url(plain, max_connections=connections, **options)
+    pool = BlockingConnectionPool.from_url(
+        url, max_connections=connections, timeout=None, **options
+    )
+    return Redis.from_pool(pool)
+
+
+class RedisLine:
+    """See the head of this file. Belongs to one event loop; owns its client."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        patience_s: float = PATIENCE_S,
+        connections: int = 32,
+        clock: Callable[[], float] = time.monotonic,
+        breaker: Breaker | None = None,
+        on_event: OnEvent = lambda _text: None,
+        connect: Callable[[str, int], Client] = connect,
+    ) -> None:
+        self._url = url
+        self._patience_s = patience_s
+        self._connections = connections
+        self._clock = clock
+        self._on_event = on_event
+        self._connect = connect
+        self._client: Client | None = None
+        self._patient: Client | None = None
+        self._calls: set[asyncio.Task[list[Any]]] = set()
+        self._probe: asyncio.Task[None] | None = None
+        self.breaker = breaker or Breaker(clock)
+        self.faults = 0
+
+    async def open(self) -> None:
+        """Make the client, and a first connection if somebody answers. Redis being away is not an
+        error: it may come later."""
+        if self._client is not None:
+            return
+        self._client = self._connect(self._url, self._connections)
+        self._patient = self._connect(self._url, PATIENT_CONNECTIONS)
+        with suppress(StoreFault):
+            await self._send((("PING",),), WORK_S)
+
+    async def close(self) -> None:
+        if self._client is None:
+            return
+        tasks = [task for task in (*self._calls, self._probe) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await _close(self._client)
+        await _close(self._patient)
+        self._client = self._patient = None
+
+    # ------------------------------------------------------------------ asking
+
+    def begin_request(self) -> None:
+        """From here on this task, and the tasks it starts, spend from one purse."""
+        _purse.set(_Purse(self._patience_s))
+
+    async def ask(self, *commands: Command) -> list[Any]:
+        """The replies, within the request's patience; a refused command's is a ResponseError.
+
+        Raises StoreFault: at once where the breaker is not closed or no patience is left.
+        """
+        self._require_closed_breaker()
+        purse = _purse.get() or _Purse(self._patience_s)
+        if purse.left_s <= 0:
+            raise StoreFault("The request has no time left for Redis.")
+        waits_s, started = purse.left_s, self._clock()
+        call = asyncio.create_task(self._exchange(commands))
+        self._calls.add(call)
+        call.add_done_callback(self._end_call)
+        try:
+            await asyncio.wait((call,), timeout=waits_s)
+        finally:
+            purse.left_s -= self._clock() - started
+        if not call.done():
+            # Who had little left says nothing about Redis.
+            self._book_failure(waits_s > self._patience_s / 2)
+            raise StoreFault(f"No answer from Redis within {waits_s * 1e3:.0f} ms.")
+        return self._settle(call)
+
+    async def work(self, *commands: Command, timeout_s: float = WORK_S) -> list[Any]:
+        """As `ask`, for what no request waits for."""
+        self._require_closed_breaker()
+        return await self._send(commands, timeout_s)
+
+    async def wait_for(self, *commands: Command, timeout_s: float) -> list[Any]:
+        """As `work`, on a connection for those who wait, and whatever the breaker says."""
+        if self._patient is None:
+            raise StoreFault("The line to Redis is not open.")
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await _pipeline(self._patient, commands)
+        except Exception as error:
+            raise StoreFault(f"Redis failed: {error or type(error).__name__}") from error
+
+    async def scan(self, pattern: bytes, kind: str) -> AsyncIterator[bytes]:
+        """Keys of one Redis type, on all nodes. Takes as long as Redis has keys."""
+        client = self._require_open()
+        try:
+            async for key in client.scan_iter(match=pattern, count=1000, _type=kind):
+                yield key
+        except Exception as error:
+            self._book_failure(True)
+            raise StoreFault(f"Redis could not be searched: {error}") from error
+
+    def _require_open(self) -> Client:
+        if self._client is None:
+            raise StoreFault("The line to Redis is not open.")
+        return self._client
+
+    def _require_closed_breaker(self) -> None:
+        self._require_open()
+        if not self.breaker.closed:
+            raise StoreFault("Redis does not answer; it is asked again in the background.")
+
+    async def _send(self, commands: tuple[Command, ...], timeout_s: float) -> list[Any]:
+        try:
+            async with asyncio.timeout(timeout_s):
+                replies = await _pipeline(self._require_open(), commands)
+        except Exception as error:
+            self._book_failure(True)
+            raise StoreFault(f"Redis failed: {error or type(error).__name__}") from error
+        self.breaker.success()
+        return replies
+
+    async def _exchange(self, commands: tuple[Command, ...]) -> list[Any]:
+        async with asyncio.timeout(STRAGGLER_S):
+            return await _pipeline(self._require_open(), commands)
+
+    def _end_call(self, call: asyncio.Task[list[Any]]) -> None:
+        self._calls.discard(call)
+        if not call.cancelled():
+            call.exception()  # looked at, in case that nobody waits any more
+
+    def _settle(self, call: asyncio.Task[list[Any]]) -> list[Any]:
+        error = call.exception()
+        if error is not None:
+            self._book_failure(True)
+            raise StoreFault(f"Redis failed: {error or type(error).__name__}") from error
+        self.breaker.success()
+        return call.result()
+
+    # ------------------------------------------------------------------ failing
+
+    def _book_failure(self, counts: bool) -> None:
+        self.faults += 1
+        if counts:
+            self.breaker.failure()
+        if not self.breaker.closed and (self._probe is None or self._probe.done()):
+            self._on_event("Redis does not answer: the shared cache is out of use until it does.")
+            self._probe = asyncio.create_task(self._try_again(), name="redis-probe")
+
+    async def _try_again(self) -> None:
+        """Until Redis answers in time. The first call of a trial may take long: it connects."""
+        while not self.breaker.closed:
+            await asyncio.sleep(self.breaker.wait_s)
+            if not self.breaker.may_try():
+                continue
+            with suppress(Exception):  # whatever it is, the next trial is later
+                async with asyncio.timeout(WORK_S):
+                    await _pipeline(self._require_open(), (("PING",),))
+                await self._send((("PING",),), self._patience_s)
+                continue
+            self.breaker.failure()
+        self._on_event("Redis answers again: the shared cache is back in use.")
+
+
+async def _close(client: Client | None) -> None:
+    if client is not None:
+        with suppress(Exception):  # nothing is left to be saved
+            await client.aclose()
+
+
+async def _pipeline(client: Client, commands: tuple[Command, ...]) -> list[Any]:
+    pipeline = client.pipeline(transaction=False)
+    for command in commands:
+        pipeline.execute_command(*command)
+    replies: list[Any] = await pipeline.execute(raise_on_error=False)
+    return replies
+
+
+class WithPatience:
+    """Gives each request its purse. Goes around the outermost layer that may ask Redis; a plain
+    function call, so it costs nothing an event."""
+
+    def __init__(self, line: RedisLine, inner: Answerer) -> None:
+        self._line = line
+        self._inner = inner
+
+    def __call__(self, call: Call, trail: Trail) -> Answer:
+        self._line.begin_request()
+        return self._inner(call, trail)
+
+
+def is_refusal(reply: object) -> bool:
+    """Whether Redis answered this command with an error."""
+    return isinstance(reply, ResponseError)
