@@ -1,4 +1,7 @@
-"""The end of a server, and its next life on the same state: nothing torn, nothing lost."""
+"""The end of a server, and its next life on the same state: nothing torn, nothing lost.
+
+One server lives through this file: it is killed, started again, and told to end.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +20,10 @@ SERVED = 60
 """Answers before the kill; the last of them may be lost, which is what a cache may do."""
 
 
-@pytest.fixture
-def own(models, tmp_path):
-    """A server for one test to kill."""
-    with running(tmp_path, models.settings) as one:
+@pytest.fixture(scope="module")
+def own(models, tmp_path_factory):
+    """A server to kill."""
+    with running(tmp_path_factory.mktemp("own"), models.settings) as one:
         yield one
 
 
@@ -61,6 +64,8 @@ def test_after_kill_9_what_was_stored_is_served_and_nothing_is_torn(own, models,
 
 
 def test_sigterm_lets_a_stream_end_and_takes_nothing_new(own, models, question) -> None:
+    if not own.alive:
+        own.start()
     with own.connect() as streaming, own.connect() as late:
         asked = models.long(question(), 500, stream=True)
         streaming.sendall(post_bytes(json.dumps(asked).encode()))
@@ -86,6 +91,7 @@ def is_refused(server, connection, text) -> bool:
     return True
 
 
+@pytest.mark.slow
 def test_a_stream_that_outlasts_the_grace_is_told_and_the_server_ends(
     models, tmp_path, question
 ) -> None:
