@@ -248,18 +248,21 @@ def ready(path: Path, folder: Path) -> Path:
     """A copy of a checkpoint that never ends an answer by itself; random weights if it has none."""
     copy = folder / path.name
     config = json.loads((path / "config.json").read_text())
-    config["eos_token_id"] = None
-    if (path / "model.safetensors").exists():
+    if any(path.glob("*.safetensors")):
         copy.mkdir()
         for file in path.iterdir():
             (copy / file.name).symlink_to(file.resolve())
-        (copy / "generation_config.json").unlink(missing_ok=True)
-        (copy / "config.json").unlink()
-        (copy / "config.json").write_text(json.dumps(config))
-        return copy
-    print(f"{path} has no weights yet: measuring random ones of its shape", file=sys.stderr)
+    else:
+        print(f"{path} has no weights yet: measuring random ones of its shape", file=sys.stderr)
+        make_dummy(copy, config)
+    for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
+        forget_the_end(copy / name)
+    return copy
+
+
+def make_dummy(path: Path, config: dict[str, Any]) -> Path:
     return make_checkpoint(
-        copy,
+        path,
         vocab=config["vocab_size"],
         layers=config["num_hidden_layers"],
         hidden=config["hidden_size"],
@@ -269,9 +272,16 @@ def ready(path: Path, folder: Path) -> Path:
         ffn=config["intermediate_size"],
         context=config["max_position_embeddings"],
         dtype=torch.bfloat16,
-        config={"eos_token_id": None},
-        generation={"eos_token_id": None},
     )
+
+
+def forget_the_end(path: Path) -> None:
+    """Rewrite a settings file so that it names no end token."""
+    if not path.exists():
+        return
+    settings = json.loads(path.read_text())
+    path.unlink()  # not through the link
+    path.write_text(json.dumps(settings | {"eos_token": None, "eos_token_id": None}))
 
 
 def read_options() -> argparse.Namespace:

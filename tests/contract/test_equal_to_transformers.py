@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tests.support.steps import Steps, generated, load_runner, make_runner, make
 
 transformers = pytest.importorskip("transformers", reason="compares with transformers")
 
+DEMO = Path(__file__).parent.parent.parent / "demo"
 TOKENS = 24
 PROMPTS = [
     [int(token) for token in np.random.default_rng(seed).integers(3, 384, length)]
@@ -60,7 +62,10 @@ class Reference:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-        self.answers = [self.greedy(prompt) for prompt in PROMPTS]
+
+    @functools.cached_property
+    def answers(self) -> list[list[int]]:
+        return [self.greedy(prompt) for prompt in PROMPTS]
 
     def greedy(self, prompt: list[int]) -> list[int]:
         ids = torch.tensor([prompt])
@@ -168,3 +173,20 @@ def test_bf16_stays_close_to_fp32(reference: Reference) -> None:
     (sampled,) = steps.step({sequence: len(prompt)})
     for token, value in sampled.top:
         assert value == pytest.approx(expected[token], abs=0.6)
+
+
+@pytest.mark.parametrize("name", ["small", "large"])
+def test_the_bundled_models_answer_as_transformers_do(name: str) -> None:
+    path = DEMO / name
+    if not any(path.glob("*.safetensors")):
+        pytest.skip(f"{path} has no weights")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+    reference = Reference(path)
+    steps = Steps(load_runner(path, backend=cpu_attention))
+    asked = [[{"role": "user", "content": text}] for text in ("Hi!", "What is 17 + 25?")]
+    prompts = [
+        tokenizer.apply_chat_template(a, add_generation_prompt=True)["input_ids"] for a in asked
+    ]
+    together = [make_sequence(prompt) for prompt in prompts]
+    steps.generate(together, TOKENS)
+    assert [generated(s) for s in together] == [reference.greedy(p) for p in prompts]
