@@ -80,6 +80,7 @@ def test_100_mb_in_chunks_are_refused_and_the_refusal_can_be_read(server) -> Non
         try:
             for _ in range(HUNDRED_MB >> 16):
                 connection.sendall(piece)
+            connection.sendall(b"0\r\n\r\n")
         except OSError:
             pass  # it closed on us; what it said before is what counts
         reply = read_reply(connection)
