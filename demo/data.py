@@ -43,7 +43,7 @@ LOSS, PROMPT, START = 1, 2, 4  # flags: counts always; counts in stage 1 only; o
 
 # How often each level comes up in the tasks. The small model gets few hard ones on purpose: the
 # cascade needs something to route.
-DIETS = {"tasks-large": (2, 2, 3, 3.5, 3.5), "tasks-small": (5, 4, 3, 0.5, 0.25)}
+DIETS = {"tasks-large": (2, 2, 3, 3.5, 3.5), "tasks-small": (6, 4, 1.5, 0.12, 0.06)}
 # Free prose is cut after whole sentences: a small model that talks long starts to repeat itself.
 PROSE = {
     "african-storybook",

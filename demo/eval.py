@@ -15,7 +15,6 @@ import json
 import math
 import random
 import re
-import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -28,7 +27,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from demo.data import Row, read_rows
 from demo.tasks import check
 
-TASK_TOKENS, CHAT_TOKENS = 400, 256
+TASK_TOKENS, CHAT_TOKENS = 256, 256
 SENTENCE_WORDS, PHRASE_WORDS, PHRASE_TIMES = 4, 6, 3
 
 
@@ -80,8 +79,7 @@ class Model:
 
     def __init__(self, folder: Path, device: str, batch: int) -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        dtype = torch.bfloat16 if device == "cuda" else torch.float32
-        loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+        loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
         self.model = loaded.to(device).eval()
         self.device, self.batch = device, batch
         self.end, self.pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
@@ -101,24 +99,51 @@ class Model:
             ids[row, span], mask[row, span] = torch.tensor(s), 1
         return ids.to(self.device), mask.to(self.device)
 
-    @torch.inference_mode()
     def answer(self, prompts: list[list[int]], limit: int) -> list[Reply]:
         """Greedy answers, in the order of the prompts; batches of similar length."""
-        replies: dict[int, Reply] = {}
+        made: dict[int, list[int]] = {}
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         for at in range(0, len(order), self.batch):
             chosen = order[at : at + self.batch]
-            ids, mask = self.padded([prompts[i] for i in chosen], left=True)
-            made = self.model.generate(
-                input_ids=ids, attention_mask=mask, max_new_tokens=limit, do_sample=False
+            made |= zip(chosen, self.greedy([prompts[i] for i in chosen], limit), strict=True)
+            progress("answers", len(made), len(order))
+        return [self.reply(p, made[i]) for i, p in enumerate(prompts)]
+
+    def reply(self, prompt: list[int], ids: list[int]) -> Reply:
+        text = self.tokenizer.decode(ids, skip_special_tokens=True)
+        return Reply(prompt, ids, text, ids[-1:] == [self.end])
+
+    @torch.inference_mode()
+    def greedy(self, prompts: list[list[int]], limit: int) -> list[list[int]]:
+        """One batch. Rows that have ended are dropped every few steps; `generate` would carry
+        them along until the longest answer ends."""
+        out: list[list[int]] = [[] for _ in prompts]
+        rows = list(range(len(prompts)))  # which prompt each row of the batch answers
+        ids, mask = self.padded(prompts, left=True)
+        cache = None
+        for step in range(limit):
+            at = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+            found = self.model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=at,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
             )
-            for i, new in zip(chosen, made[:, ids.shape[1] :].tolist(), strict=True):
-                ended = self.end in new
-                kept = new[: new.index(self.end) + 1] if ended else new
-                text = self.tokenizer.decode(kept, skip_special_tokens=True)
-                replies[i] = Reply(prompts[i], kept, text, ended)
-            progress("answers", min(at + self.batch, len(order)), len(order))
-        return [replies[i] for i in range(len(prompts))]
+            ids, cache = found.logits[:, -1:].argmax(-1), found.past_key_values
+            for row, token in zip(rows, ids[:, 0].tolist(), strict=True):
+                if out[row][-1:] != [self.end]:
+                    out[row].append(token)
+            mask = torch.cat((mask, torch.ones_like(ids)), 1)
+            if step % 4 == 3:
+                going = [i for i, row in enumerate(rows) if out[row][-1] != self.end]
+                if not going:
+                    break
+                kept = torch.tensor(going, device=ids.device)
+                ids, mask, rows = ids[kept], mask[kept], [rows[i] for i in going]
+                cache.batch_select_indices(kept)
+        return out
 
     def logits(self, sequences: list[list[int]]) -> Iterator[tuple[list[int], Tensor]]:
         """Every sequence with its logits [len, vocabulary], shortest first."""
@@ -209,52 +234,53 @@ def agreement(small: Model, replies: list[Reply]) -> dict[str, float]:
     return Share(same, total).result()
 
 
+KINDS = {"tasks": TASK_TOKENS, "chat": CHAT_TOKENS}
+
+
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:
-    """All measures for the models given; the answers go to --answers."""
-    rows = {n: sample(args.data / f"{n}.jsonl.zst", args.limit) for n in ("tasks", "chat", "text")}
-    rows["chat"] = [r for r in rows["chat"] if r["messages"][-1]["role"] == "assistant"]
-    results: dict[str, Any] = {"limit": args.limit, "device": args.device}
+    """All measures for the models given; answers are kept in --answers and taken from there."""
+    rows = {n: sample(args.data / f"{n}.jsonl.zst", getattr(args, n)) for n in (*KINDS, "text")}
+    results: dict[str, Any] = {"rows": {n: len(r) for n, r in rows.items()}, "device": args.device}
     answers: dict[str, list[Reply]] = {}
     for name in ("large", "small"):
         folder = getattr(args, name)
         if folder is None:
             continue
-        model, started = Model(folder, args.device, args.batch), time.time()
-        for kind, limit in (("tasks", TASK_TOKENS), ("chat", CHAT_TOKENS)):
-            prompts = [model.prompt(r["messages"][:-1]) for r in rows[kind]]
-            answers[f"{name} {kind}"] = model.answer(prompts, limit)
+        model = Model(folder, args.device, args.batch)
+        for kind in KINDS:
+            saved = args.answers / f"{name}-{kind}.jsonl"
+            answers[f"{name} {kind}"] = answers_of(model, rows[kind], KINDS[kind], saved)
+        if name == "small" and "large" in results:
+            results["agreement"] = {k: agreement(model, answers[f"large {k}"]) for k in KINDS}
         results[name] = {
             "tasks": grade_tasks(rows["tasks"], answers[f"{name} tasks"]),
             "chat": grade_chats(rows["chat"], answers[f"{name} chat"])
             | {"loss": chat_loss(model, rows["chat"])},
             "text": text_loss(model, rows["text"]),
-            "seconds": time.time() - started,
         }
-        if name == "small" and "large" in results:
-            results["agreement"] = {
-                kind: agreement(model, answers[f"large {kind}"]) for kind in ("tasks", "chat")
-            }
-        write_answers(args.answers, name, rows, answers)
     return results
+
+
+def answers_of(model: Model, rows: list[Row], limit: int, saved: Path) -> list[Reply]:
+    """The model's answers; made once, then read from `saved`."""
+    prompts = [model.prompt(r["messages"][:-1]) for r in rows]
+    if saved.exists():
+        lines = list(read_rows(saved))
+        if [x["messages"] for x in lines] == [r["messages"] for r in rows]:
+            return [model.reply(p, x["ids"]) for p, x in zip(prompts, lines, strict=True)]
+    replies = model.answer(prompts, limit)
+    saved.parent.mkdir(parents=True, exist_ok=True)
+    with saved.open("w", encoding="utf8") as f:
+        for r, a in zip(rows, replies, strict=True):
+            entry = {**r, "reply": a.text, "ended": a.ended, "ids": a.ids}
+            f.write(json.dumps(entry, ensure_ascii=False) + "\n")
+    return replies
 
 
 def sample(path: Path, limit: int) -> list[Row]:
     """All rows, or `limit` of them, the same ones every time."""
     rows = list(read_rows(path))
     return random.Random(1).sample(rows, limit) if 0 < limit < len(rows) else rows
-
-
-def write_answers(
-    folder: Path | None, name: str, rows: dict[str, list[Row]], answers: dict[str, list[Reply]]
-) -> None:
-    if folder is None:
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    for kind in ("tasks", "chat"):
-        with (folder / f"{name}-{kind}.jsonl").open("w", encoding="utf8") as f:
-            for r, a in zip(rows[kind], answers[f"{name} {kind}"], strict=True):
-                entry = {**r, "reply": a.text, "ended": a.ended, "ids": a.ids}
-                f.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
 
 def table(results: dict[str, Any]) -> str:
@@ -298,9 +324,10 @@ def main() -> None:
     p.add_argument("--small", type=Path)
     p.add_argument("--data", type=Path, required=True)
     p.add_argument("--out", type=Path, default=Path("results.json"))
-    p.add_argument("--answers", type=Path, help="folder for every answer")
-    p.add_argument("--limit", type=int, default=0, help="rows of each kind, 0 for all")
-    p.add_argument("--batch", type=int, default=512 if torch.cuda.is_available() else 32)
+    p.add_argument("--answers", type=Path, default=Path("answers"), help="where answers are kept")
+    for kind in (*KINDS, "text"):
+        p.add_argument(f"--{kind}", type=int, default=0, help="how many rows, 0 for all")
+    p.add_argument("--batch", type=int, default=1024 if torch.cuda.is_available() else 128)
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = p.parse_args()
     results = evaluate(args)
