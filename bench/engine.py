@@ -149,7 +149,7 @@ class Continuous:
     """transformers' continuous batching, one manager for all repeats."""
 
     def __init__(self, model: Any) -> None:
-        from transformers import ContinuousBatchingConfig, GenerationConfig  # noqa: PLC0415
+        from transformers import ContinuousBatchingConfig, GenerationConfig
 
         self._model = model
         self._generation = GenerationConfig(
@@ -211,7 +211,7 @@ def rows_of(model: str, count: int, speeds: dict[str, list[float]]) -> list[Row]
 
 
 def bench_model(path: Path, options: argparse.Namespace) -> list[Row]:
-    import transformers  # noqa: PLC0415 — not a dependency of the engine
+    import transformers
 
     transformers.logging.set_verbosity_error()
     dtype = getattr(torch, options.dtype)

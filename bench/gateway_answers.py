@@ -23,7 +23,7 @@ class Reference:
     """Parse, canonical SHA-256, a dict: what any cache in Python must at least do."""
 
     def __init__(self) -> None:
-        import orjson  # noqa: PLC0415 - only the references need it
+        import orjson
 
         self._json = orjson
         self._kept: dict[bytes, tuple[bytes, bytes]] = {}

@@ -143,10 +143,10 @@ def measure(stream: Stream, pool: Pool, policies: Sequence[str], seeds: int) -> 
 
 def plot(lines: Sequence[Line], path: Path) -> None:
     """Hit rate against error, one panel a stream."""
-    import matplotlib as mpl  # noqa: PLC0415  # an extra, for this picture only
+    import matplotlib as mpl  # an extra, for this picture only
 
     mpl.use("Agg")
-    from matplotlib import pyplot  # noqa: PLC0415
+    from matplotlib import pyplot
 
     streams = list(dict.fromkeys(line.stream for line in lines))
     figure, axes = pyplot.subplots(

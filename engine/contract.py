@@ -42,7 +42,7 @@ FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One piece of a message's content. `body` is the text, or the canonical JSON of another kind."""
+    """One piece of a message's content. `body` is its text, or another kind's canonical JSON."""
 
     kind: str
     body: str
@@ -197,7 +197,7 @@ def unroll(event: Event) -> tuple[Start | Delta | Finish | End, ...]:
     return event.read() if isinstance(event, Burst) else (event,)
 
 
-# --------------------------------------------------------------------------- who asks, what happened
+# ----------------------------------------------------------------------- who asks, what happened
 
 
 @dataclass(frozen=True, slots=True)

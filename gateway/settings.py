@@ -69,7 +69,7 @@ class Engine:
     threads: int | None = _set(None, "CPU threads of the engine; unset: the machine's cores")
     kv_memory_mib: int | None = _set(None, "memory for KV pages; unset: a share of what is free")
     page_size: int = _set(16, "tokens a KV page holds")
-    max_batched_tokens: int = _set(2048, "tokens computed in one step, prefill and decode together")
+    max_batched_tokens: int = _set(512, "tokens computed in one step, prefill and decode together")
     max_running: int = _set(64, "sequences that decode at one time")
     max_waiting: int = _set(512, "sequences that wait for admission; more is a 503")
 
