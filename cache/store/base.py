@@ -48,6 +48,10 @@ class Labels(Protocol):
     def tags(self) -> tuple[str, ...]: ...
 
 
+class StoreAway(StoreFault):
+    """Known and told of already: nothing was tried, and nobody need be told again."""
+
+
 @dataclass(frozen=True, slots=True)
 class Which:
     """What to purge: entries that match everything named here. Naming nothing means all of them."""

@@ -14,8 +14,8 @@ a purge cannot find. All keys have a TTL, so `maxmemory-policy volatile-*` may t
 
 Eviction is that of cache/store/memory.py ("age" is its rising floor, "bytes" the sum of the sizes),
 but for a hit, which adds its value to an entry's priority (up to MAX_USES above the floor) where
-the original counts uses: this needs no count. The bound is per family: one scope may fill its own room and
-nobody else's. What all scopes hold together is bounded by the server's `maxmemory`.
+the original counts uses: this needs no count. The bound is per family: one scope may fill its own
+room and nobody else's. What all scopes hold together is bounded by the server's `maxmemory`.
 
 Price: entries that expired stay in the index until they sink. A script's text travels with every
 call; a batch of writes is far larger, and nothing has to be loaded again after a restart.

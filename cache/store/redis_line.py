@@ -44,7 +44,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ResponseError
 
-from cache.store.base import StoreFault
+from cache.store.base import StoreAway, StoreFault
 from cache.store.breaker import Breaker
 from engine.contract import Answer, Answerer, Call, Trail
 
@@ -104,7 +104,7 @@ class RedisLine:
         connect: Callable[[str, int], Client] = connect,
     ) -> None:
         self._url = url
-        self._patience_s = patience_s
+        self.patience_s = patience_s
         self._connections = connections
         self._clock = clock
         self._on_event = on_event
@@ -141,15 +141,15 @@ class RedisLine:
 
     def begin_request(self) -> None:
         """From here on this task, and the tasks it starts, spend from one purse."""
-        _purse.set(_Purse(self._patience_s))
+        _purse.set(_Purse(self.patience_s))
 
     async def ask(self, *commands: Command) -> list[Any]:
         """The replies, within the request's patience; a refused command's is a ResponseError.
 
-        Raises StoreFault: at once where the breaker is not closed or no patience is left.
+        Raises StoreFault: at once where no patience is left, or (StoreAway) the breaker is open.
         """
         self._require_closed_breaker()
-        purse = _purse.get() or _Purse(self._patience_s)
+        purse = _purse.get() or _Purse(self.patience_s)
         if purse.left_s <= 0:
             raise StoreFault("The request has no time left for Redis.")
         waits_s, started = purse.left_s, self._clock()
@@ -162,7 +162,7 @@ class RedisLine:
             purse.left_s -= self._clock() - started
         if not call.done():
             # Who had little left says nothing about Redis.
-            self._book_failure(waits_s > self._patience_s / 2)
+            self._book_failure(waits_s > self.patience_s / 2)
             raise StoreFault(f"No answer from Redis within {waits_s * 1e3:.0f} ms.")
         return self._settle(call)
 
@@ -199,7 +199,7 @@ class RedisLine:
     def _require_closed_breaker(self) -> None:
         self._require_open()
         if not self.breaker.closed:
-            raise StoreFault("Redis does not answer; it is asked again in the background.")
+            raise StoreAway("Redis does not answer; it is asked again in the background.")
 
     async def _send(self, commands: tuple[Command, ...], timeout_s: float) -> list[Any]:
         try:
@@ -247,7 +247,7 @@ class RedisLine:
             with suppress(Exception):  # whatever it is, the next trial is later
                 async with asyncio.timeout(WORK_S):
                     await _pipeline(self._require_open(), (("PING",),))
-                await self._send((("PING",),), self._patience_s)
+                await self._send((("PING",),), self.patience_s)
                 continue
             self.breaker.failure()
         self._on_event("Redis answers again: the shared cache is back in use.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from cache.store.sqlite import SqliteStore
 from cache.store.tiered import TieredStore
 from engine.contract import Delta, Finish, TokenLogprob
 from tests.support.recordings import FakeClock, key_number, recording_of
-from tests.support.redis_server import VERSIONS, RedisServer, running_redis
+from tests.support.redis_server import VERSIONS, RedisServer
 
 Maker = Callable[[int, FakeClock, Path], Store]
 ROOM = 1 << 20
@@ -73,18 +73,6 @@ def maker(request: pytest.FixtureRequest) -> Maker:
         return MAKERS[request.param]
     name, version = request.param[:-1], request.param[-1]
     return partial(REDIS_MAKERS[name], request.getfixturevalue(f"redis{version}"))
-
-
-@pytest.fixture(scope="module")
-def redis7(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    with running_redis(7, tmp_path_factory.mktemp("redis7")) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def redis8(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    with running_redis(8, tmp_path_factory.mktemp("redis8")) as server:
-        yield server
 
 
 @pytest.fixture
