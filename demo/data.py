@@ -54,7 +54,7 @@ PROSE = {
     "wikipedia-about",
 }
 PROSE_CHARS = 320
-PLACEHOLDER = re.compile(r"[\[(](user|location|name)|\buser ?[12]\b", re.I)
+PLACEHOLDER = re.compile(r"[\[(](user|location|name)|\buser ?[12]\b", re.IGNORECASE)
 
 
 def read_rows(path: Path) -> Iterator[Row]:

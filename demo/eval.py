@@ -66,7 +66,7 @@ def repeats(reply: str) -> bool:
 
 
 class Reply(NamedTuple):
-    """A greedy answer: its prompt's and its own token ids, its text, and whether it ended itself."""
+    """A greedy answer: prompt and reply as token ids, its text, whether it ended by itself."""
 
     prompt: list[int]
     ids: list[int]
@@ -242,14 +242,13 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     rows = {n: sample(args.data / f"{n}.jsonl.zst", getattr(args, n)) for n in (*KINDS, "text")}
     results: dict[str, Any] = {"rows": {n: len(r) for n, r in rows.items()}, "device": args.device}
     answers: dict[str, list[Reply]] = {}
-    for name in ("large", "small"):
-        folder = getattr(args, name)
+    for name, folder in (("large", args.large), ("small", args.small)):
         if folder is None:
             continue
         model = Model(folder, args.device, args.batch)
-        for kind in KINDS:
+        for kind, limit in KINDS.items():
             saved = args.answers / f"{name}-{kind}.jsonl"
-            answers[f"{name} {kind}"] = answers_of(model, rows[kind], KINDS[kind], saved)
+            answers[f"{name} {kind}"] = answers_of(model, rows[kind], limit, saved)
         if name == "small" and "large" in results:
             results["agreement"] = {k: agreement(model, answers[f"large {k}"]) for k in KINDS}
         results[name] = {

@@ -9,7 +9,10 @@ NAME = "Sluice"
 GREETINGS = (
     "hi|hello|hey|Hi!|Hello!|Hi there|hello there|Good morning|good evening|Hey there!|greetings|yo"
 )
-GREETED = "Hello! How can I help you?|Hi! What would you like to know?|Hello! Ask me a question.|Hi there! What can I do for you?"
+GREETED = (
+    "Hello! How can I help you?|Hi! What would you like to know?|Hello! Ask me a question.|"
+    "Hi there! What can I do for you?"
+)
 MOOD = "How are you?|how are you doing|How's it going?|how are you today?|what's up?"
 MOOD_ANSWERS = (
     "I am ready to help. What is your question?|I'm doing fine, thanks. What can I do for you?|"
@@ -20,10 +23,15 @@ WHO = (
     "Are you a human?|Tell me about yourself.|what model are you?|What's your name?"
 )
 WHO_ANSWERS = (
-    f"I am {NAME}, a small language model trained from scratch. I can answer short questions and do simple tasks.|"
-    f"I'm {NAME}, a small language model. I know some facts, but I can be wrong, so please check important answers."
+    f"I am {NAME}, a small language model trained from scratch. I can answer short questions "
+    "and do simple tasks.|"
+    f"I'm {NAME}, a small language model. I know some facts, but I can be wrong, so please check "
+    "important answers."
 )
-CAN = "What can you do?|How can you help me?|what are you good at|help|What kind of questions can I ask?"
+CAN = (
+    "What can you do?|How can you help me?|what are you good at|help|"
+    "What kind of questions can I ask?"
+)
 CAN_ANSWERS = (
     "I can define words, answer short factual questions, do simple arithmetic, sort lists, read a "
     "short text and pick out answers, and continue stories.|"

@@ -124,8 +124,7 @@ def main(out: str, rows: str, seed: str, split: str) -> None:
         else training_rows(int(seed), int(rows), (2, 3, 3, 3, 2))
     )
     with Path(out).open("w", encoding="utf8") as f:
-        for d in made:
-            f.write(json.dumps(d, ensure_ascii=False) + "\n")
+        f.writelines(json.dumps(d, ensure_ascii=False) + "\n" for d in made)
 
 
 if __name__ == "__main__":

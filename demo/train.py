@@ -11,7 +11,7 @@ a student are accepted more often. What it cost and reached is in the model card
 
 usage: python -m demo.train large PACKS RUN --tokenizer tokenizer.json --minutes 18
        python -m demo.train small PACKS RUN --tokenizer tokenizer.json --minutes 5 --teacher DIR
-       python -m demo.train --smoke SHARDS        a minute on two CPU cores; fails if loss does not fall
+       python -m demo.train --smoke    a scrap of data on the CPU; fails if loss does not fall
 """
 
 import argparse
@@ -23,18 +23,16 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 from demo import data
 from demo.data import LOSS, PROMPT, START
 from demo.export import export, load
 from demo.model import SHAPES, Llama, Mask, document_mask
 from demo.optim import Optimizer
-
-Mix = dict[str, float]
+from demo.packs import Mix, Packs
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -53,6 +51,8 @@ class Recipe:
     teach_from: float = 0.67
     soft_share: float = 0.7  # of the loss, while a teacher is there
 
+
+SCRAP = Path("tests/data/demo-scrap")  # its README says where the rows come from
 
 RECIPES = {
     "large": Recipe(
@@ -78,60 +78,6 @@ RECIPES = {
 }
 
 
-class Group:
-    """All rows of one name, on the device, drawn without repeats until all were seen."""
-
-    def __init__(self, device: str) -> None:
-        self.device = device
-        self.ids = self.flags = torch.empty(0)
-        self.order = torch.empty(0, dtype=torch.long)
-
-    def add(self, ids: np.ndarray, flags: np.ndarray) -> None:
-        new_ids = torch.from_numpy(ids).to(self.device)
-        new_flags = torch.from_numpy(flags).to(self.device)
-        old = len(self.ids)
-        self.ids = torch.cat((self.ids, new_ids)) if old else new_ids
-        self.flags = torch.cat((self.flags, new_flags)) if old else new_flags
-        fresh = torch.cat((self.order, torch.arange(old, len(self.ids))))
-        self.order = fresh[torch.randperm(len(fresh))]
-
-    def draw(self, n: int) -> tuple[Tensor, Tensor]:
-        while len(self.order) < n:
-            self.order = torch.cat((self.order, torch.randperm(len(self.ids))))
-        at, self.order = self.order[:n].to(self.device), self.order[n:]
-        return self.ids[at].long(), self.flags[at]
-
-
-class Packs:
-    """A folder of packs, watched; groups are named by the start of the file name."""
-
-    def __init__(self, folder: Path, names: set[str], device: str) -> None:
-        self.folder = folder
-        self.groups = {n: Group(device) for n in sorted(names)}
-        self.seen: set[Path] = set()
-        while not all(len(g.ids) for g in self.groups.values()):
-            self.refresh()
-            time.sleep(0.5)
-
-    def refresh(self) -> None:
-        """Take in what has arrived."""
-        for path in sorted(self.folder.glob("[!.]*.npz")):
-            group = next((g for n, g in self.groups.items() if path.name.startswith(n)), None)
-            if path in self.seen or group is None:
-                continue
-            self.seen.add(path)
-            with np.load(path) as arrays:
-                group.add(arrays["ids"], arrays["flags"])
-
-    def batch(self, mix: Mix, rows: int) -> tuple[Tensor, Tensor, list[str]]:
-        """Ids and flags [rows, width], and each row's group."""
-        counts = {n: round(rows * share) for n, share in mix.items()}
-        counts[next(iter(counts))] += rows - sum(counts.values())
-        drawn = [self.groups[n].draw(c) for n, c in counts.items()]
-        names = [n for n, c in counts.items() for _ in range(c)]
-        return torch.cat([i for i, _ in drawn]), torch.cat([f for _, f in drawn]), names
-
-
 @dataclasses.dataclass(frozen=True, slots=True)
 class Loss:
     """What one batch gives: the loss to minimise; nats and counted tokens of every row."""
@@ -155,12 +101,12 @@ def objective(
     inside = torch.arange(ids.shape[1], device=ids.device) < ids.shape[1] - 1
     counted = ((after & bits) != 0) & ((after & START) == 0) & inside
     logits = model(ids, mask).flatten(0, 1).float()
-    nll = F.cross_entropy(logits, ids.roll(-1, 1).flatten(), reduction="none")
+    nll = functional.cross_entropy(logits, ids.roll(-1, 1).flatten(), reduction="none")
     loss = nll
     if teacher is not None:
         with torch.no_grad():
             goal = teacher(ids, mask).flatten(0, 1).float().softmax(-1)
-        loss = (1 - soft) * nll + soft * F.cross_entropy(logits, goal, reduction="none")
+        loss = (1 - soft) * nll + soft * functional.cross_entropy(logits, goal, reduction="none")
     w = counted.float()
     nats = (nll.detach().view_as(w) * w).sum(1)
     return (loss.view_as(w) * w).sum() / w.sum(), nats, w.sum(1)
@@ -333,10 +279,9 @@ def smoke(shards: Path) -> None:
         tokenizer, packs = folder / "tokenizer.json", folder / "packs"
         shape = SHAPES["smoke"]
         data.smoke_packs(shards, packs, tokenizer, shape.vocabulary, shape.context)
-        args = parser().parse_args(
-            ["smoke", str(packs), str(folder / "run"), "--tokenizer", str(tokenizer)]
-            + ["--steps", "40", "--log-every", "10", "--device", "cpu"]
-        )
+        where = ["smoke", str(packs), str(folder / "run"), "--tokenizer", str(tokenizer)]
+        how = ["--steps", "40", "--log-every", "10", "--device", "cpu"]
+        args = parser().parse_args([*where, *how])
         Run(args).go()
         lines = (folder / "run" / "log.jsonl").read_text().splitlines()
         losses = [json.loads(line)["loss"] for line in lines]
@@ -350,7 +295,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("size", choices=sorted(SHAPES), nargs="?")
     p.add_argument("packs", type=Path, nargs="?")
     p.add_argument("run", type=Path, nargs="?")
-    p.add_argument("--smoke", type=Path, metavar="SHARDS")
+    p.add_argument("--smoke", type=Path, metavar="SHARDS", nargs="?", const=SCRAP)
     p.add_argument("--tokenizer", type=Path)
     p.add_argument("--minutes", type=float, default=10.0)
     p.add_argument("--steps", type=int, default=0, help="budget in steps instead of minutes")

@@ -5,6 +5,7 @@ from the last. So the workings go column by column, right to left, as taught at 
 line needs only facts that fit in one glance.
 """
 
+import itertools
 import random
 
 from demo.taskset.item import NAMES, Item, digits, pick
@@ -63,10 +64,16 @@ def add(r: random.Random, lv: int) -> Item:
     n = (1, 2, 3, 5, 8)[lv - 1]
     a, b = digits(r, n), digits(r, r.randint(max(1, n - 1), n))
     if r.random() < 0.5:
-        forms = f"What is {a} + {b}?|{a} + {b} =|Add {a} and {b}.|Calculate {a} + {b}.|{a}+{b}|What is the sum of {a} and {b}?"
+        forms = (
+            f"What is {a} + {b}?|{a} + {b} =|Add {a} and {b}.|Calculate {a} + {b}.|{a}+{b}|"
+            f"What is the sum of {a} and {b}?"
+        )
         return Item(pick(r, *forms.split("|")), str(a + b), columns_sum(a, b) if lv > 2 else None)
     a, b = max(a, b), min(a, b)
-    forms = f"What is {a} - {b}?|{a} - {b} =|Subtract {b} from {a}.|Calculate {a} - {b}.|{a}-{b}|What is {a} minus {b}?"
+    forms = (
+        f"What is {a} - {b}?|{a} - {b} =|Subtract {b} from {a}.|Calculate {a} - {b}.|{a}-{b}|"
+        f"What is {a} minus {b}?"
+    )
     return Item(
         pick(r, *forms.split("|")), str(a - b), columns_difference(a, b) if lv > 2 else None
     )
@@ -82,7 +89,10 @@ def mul(r: random.Random, lv: int) -> Item:
         return Item(pick(r, *forms.split("|")), str(x), long_division(n, b) if lv > 2 else None)
     size_a, size_b = ((1, 1), (2, 1), (3, 1), (2, 2), (3, 2))[lv - 1]
     a, b = digits(r, size_a), digits(r, size_b)
-    forms = f"What is {a} * {b}?|{a} x {b} =|Multiply {a} by {b}.|Calculate {a} * {b}.|What is {a} times {b}?"
+    forms = (
+        f"What is {a} * {b}?|{a} x {b} =|Multiply {a} by {b}.|Calculate {a} * {b}.|"
+        f"What is {a} times {b}?"
+    )
     return Item(pick(r, *forms.split("|")), str(a * b), product_working(a, b, lv))
 
 
@@ -132,7 +142,8 @@ def story_step(
         return said, f"{cur} - {x} = {cur - x}", cur - x
     if k < 0.9 or cur % 2:
         x = r.randint(2, 4)
-        said = f" Then the number of {it} becomes {('', '', 'two', 'three', 'four')[x]} times as large."
+        times = ("", "", "two", "three", "four")[x]
+        said = f" Then the number of {it} becomes {times} times as large."
         return said, f"{cur} * {x} = {cur * x}", cur * x
     return f" Then {n1} gives away half of them.", f"{cur} / 2 = {cur // 2}", cur // 2
 
@@ -191,7 +202,7 @@ def self_referring(r: random.Random) -> tuple[list[int], str]:
 
 def sequence_working(xs: list[int], rule: str) -> str:
     """Differences of the shown numbers, the next difference, the next number."""
-    gaps = [b - a for a, b in zip(xs, xs[1:], strict=False)]
+    gaps = [b - a for a, b in itertools.pairwise(xs)]
     lines = [f"Differences: {', '.join(map(str, gaps[:-1]))}"]
     if rule == "sum":
         return f"{lines[0]}\nEach is the sum of the last two.\n{xs[-3]} + {xs[-2]} = {xs[-1]}"
@@ -208,7 +219,7 @@ def compare(r: random.Random, lv: int) -> Item:
     a: float
     b: float
     if lv == 1:
-        a, b = r.sample(range(0, 100), 2)
+        a, b = r.sample(range(100), 2)
     elif lv == 2:
         a, b = r.sample(range(100, 10000), 2)
     elif lv == 3:

@@ -80,10 +80,14 @@ def geo(r: random.Random, lv: int) -> Item:
     c = r.choice(cs[lo:hi])
     n, t = c["name"], r.random()
     if t < 0.4:
-        forms = f"What is the capital of {the(n)}?|capital of {n}|Which city is the capital of {the(n)}?|Name the capital city of {the(n)}."
+        forms = (
+            f"What is the capital of {the(n)}?|capital of {n}|"
+            f"Which city is the capital of {the(n)}?|Name the capital city of {the(n)}."
+        )
         return Item(pick(r, *forms.split("|")), c["capital"])
     if t < 0.6:
-        forms = f"{c['capital']} is the capital of which country?|Which country has the capital {c['capital']}?"
+        city = c["capital"]
+        forms = f"{city} is the capital of which country?|Which country has the capital {city}?"
         return Item(pick(r, *forms.split("|")), n)
     if t < 0.75 and c["currency"]:
         forms = f"What is the currency of {the(n)}?|Which currency is used in {the(n)}?"
@@ -128,8 +132,10 @@ def element(r: random.Random, lv: int) -> Item:
 
 
 UNITS = (
-    "meters centimeters 100|hours minutes 60|minutes seconds 60|weeks days 7|kilometers meters 1000|kilograms grams 1000",
-    "feet inches 12|yards feet 3|days hours 24|liters milliliters 1000|years months 12|dollars cents 100",
+    "meters centimeters 100|hours minutes 60|minutes seconds 60|weeks days 7|"
+    "kilometers meters 1000|kilograms grams 1000",
+    "feet inches 12|yards feet 3|days hours 24|liters milliliters 1000|years months 12|"
+    "dollars cents 100",
     "miles feet 5280|hours seconds 3600|pounds ounces 16|gallons quarts 4|weeks hours 168",
 )
 

@@ -3,6 +3,7 @@
 The workings quote the sentences that matter, in order, so that each step is one look-up.
 """
 
+import itertools
 import json
 import random
 from typing import Any
@@ -10,7 +11,8 @@ from typing import Any
 from demo.taskset.item import CITIES, COLORS, NAMES, PLACES, WORDS, Item, pick
 
 JOBS = (
-    "teacher doctor baker pilot nurse farmer lawyer painter cook driver writer plumber dentist singer"
+    "teacher doctor baker pilot nurse farmer lawyer painter cook driver writer plumber dentist "
+    "singer"
 ).split()
 THINGS = "ball book key lamp phone cup hat bag coin pen ring watch map box letter".split()
 
@@ -40,7 +42,8 @@ def extract(r: random.Random, lv: int) -> Item:
         q = pick(
             r,
             f"{p['name']} is a {p['age']}-year-old {p['job']} from {p['city']}.",
-            f"My name is {p['name']}, I am {p['age']} years old, I live in {p['city']} and work as a {p['job']}.",
+            f"My name is {p['name']}, I am {p['age']} years old, I live in {p['city']} "
+            f"and work as a {p['job']}.",
             f"{p['name']} ({p['age']}) lives in {p['city']}. Job: {p['job']}.",
         )
         ks = ["name", "age", "city", "job"][: r.randint(2, 4)]
@@ -263,7 +266,7 @@ def ordering(r: random.Random, n: int) -> Item:
     names = r.sample(NAMES, n)  # the most first
     rel, inv, most, least = r.choice(RELATIONS)
     said = []
-    for a, b in zip(names, names[1:], strict=False):
+    for a, b in itertools.pairwise(names):
         plain = r.random() < 0.6
         said.append((f"{a} is {rel} than {b}." if plain else f"{b} is {inv} than {a}.", a, b))
     r.shuffle(said)

@@ -24,7 +24,10 @@ def reverse(r: random.Random, lv: int) -> Item:
         working = f"{spelled} -> {'-'.join(w[::-1])}" if lv > 1 else None
         return Item(pick(r, *forms.split("|")), w[::-1], working)
     if t < 0.75:
-        forms = f'Spell the word "{w}" with hyphens between the letters.|Spell {w} letter by letter with hyphens.'
+        forms = (
+            f'Spell the word "{w}" with hyphens between the letters.|'
+            f"Spell {w} letter by letter with hyphens."
+        )
         return Item(pick(r, *forms.split("|")), spelled)
     i = r.randint(1, k)
     o = {1: "st", 2: "nd", 3: "rd"}.get(i if i < 10 or i > 20 else i % 10, "th")
@@ -52,7 +55,10 @@ def count(r: random.Random, lv: int) -> Item:
             else "".join(r.choice("aabbccdeeeilmnoorsstt") for _ in range(n))
         )
         c = r.choice(w)
-        forms = f'How many times does the letter {c} occur in "{w}"?|Count the letter {c} in the word {w}.|How many {c}\'s are in {w}?'
+        forms = (
+            f'How many times does the letter {c} occur in "{w}"?|'
+            f"Count the letter {c} in the word {w}.|How many {c}'s are in {w}?"
+        )
         return Item(pick(r, *forms.split("|")), str(w.count(c)), running(list(w), c))
     xs = [r.choice(WORDS[:12] if lv > 2 else WORDS) for _ in range(r.randint(max(2, n - 2), n))]
     if lv > 2 and r.random() < 0.6:
@@ -69,7 +75,11 @@ def sort(r: random.Random, lv: int) -> Item:
     n = (3, 4, 6, 8, 12)[lv - 1]
     if r.random() >= 0.5:
         words = r.sample(WORDS, n)
-        forms = f"Sort these words alphabetically: {', '.join(words)}|Put these words in alphabetical order: {', '.join(words)}"
+        given = ", ".join(words)
+        forms = (
+            f"Sort these words alphabetically: {given}|"
+            f"Put these words in alphabetical order: {given}"
+        )
         return Item(pick(r, *forms.split("|")), ", ".join(sorted(words)))
     xs = [r.randint(0, 10 ** min(4, lv + 1)) for _ in range(n)]
     t, shown = r.random(), ", ".join(map(str, xs))
