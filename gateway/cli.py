@@ -156,17 +156,17 @@ def _greet(console: Console, settings: Settings, port: int) -> None:
     host = settings.server.host
     shown = f"[{host}]" if ":" in host else host
     base = f"http://{shown}:{port}"
-    key = "unused" if not settings.tenants[0].keys else "YOUR-KEY"
+    key = "YOUR-KEY" if any(tenant.keys for tenant in settings.tenants) else "unused"
     header = "" if key == "unused" else " -H 'authorization: Bearer YOUR-KEY'"
     text = f"""
 Serving {", ".join(settings.models)} and auto at {base}/v1   (dashboard: {base}/dashboard)
 
   curl {base}/v1/chat/completions{header} -d '{{"model": "auto", "messages": \
-[{{"role": "user", "content": "What is 7 plus 5?"}}]}}'
+[{{"role": "user", "content": "What is 7 + 5?"}}]}}'
 
   from openai import OpenAI
   client = OpenAI(base_url="{base}/v1", api_key="{key}")
-  question = [{{"role": "user", "content": "What is 7 plus 5?"}}]
+  question = [{{"role": "user", "content": "What is 7 + 5?"}}]
   answer = client.chat.completions.create(model="auto", messages=question)
   print(answer.choices[0].message.content)
 """

@@ -38,7 +38,7 @@ NOT_A_REQUEST = {
     "nothing": (b"", "invalid_json", "empty"),
     "blanks": (b" \r\n ", "invalid_json", "empty"),
     "half": (asked()[:40], "invalid_json", "not valid JSON"),
-    "words": (b"What is 7 plus 5?", "invalid_json", "not valid JSON"),
+    "words": (b"What is 7 + 5?", "invalid_json", "not valid JSON"),
     "two": (asked() + asked(), "invalid_json", "not valid JSON"),
     "single quotes": (b"{'model': 'small'}", "invalid_json", "not valid JSON"),
     "a comma too many": (b'{"model": "small",}', "invalid_json", "not valid JSON"),

@@ -13,8 +13,8 @@ def _bundled(models: Models) -> None:
         pytest.skip("the bundled models are not here; tiny random checkpoints served the others")
 
 
-def test_the_large_model_adds_seven_and_five(server) -> None:
-    reply = server.post(chat("What is 7 plus 5?", model="large", max_tokens=200))
+def test_the_large_model_knows_what_seven_and_five_are(server) -> None:
+    reply = server.post(chat("What is 7 + 5?", model="large", max_tokens=200))
     assert "12" in reply.text
     assert reply.json["choices"][0]["finish_reason"] == "stop"
 
@@ -22,11 +22,11 @@ def test_the_large_model_adds_seven_and_five(server) -> None:
 SUMS = [(2, 3), (4, 4), (9, 1), (6, 7), (8, 5), (1, 1), (7, 9), (3, 6)]
 
 
-@pytest.mark.parametrize(("model", "least"), [("small", 4), ("large", 7)])
+@pytest.mark.parametrize(("model", "least"), [("small", 6), ("large", 7)])
 def test_sums_of_one_digit_are_right_mostly(server, model, least) -> None:
     right = 0
     for a, b in SUMS:
-        reply = server.post(chat(f"What is {a} plus {b}?", model=model, max_tokens=100))
+        reply = server.post(chat(f"What is {a} + {b}?", model=model, max_tokens=100))
         right += reply.text.rstrip(".").endswith(str(a + b))
     assert right >= least
 
@@ -49,11 +49,11 @@ def test_a_text_is_continued_with_words(server) -> None:
     assert len(text.split()) > 5
 
 
-def test_a_conversation_is_remembered(server) -> None:
+def test_the_last_of_several_turns_is_answered(server) -> None:
     turns = [
-        {"role": "user", "content": "What is 7 plus 5?"},
+        {"role": "user", "content": "What is 7 + 5?"},
         {"role": "assistant", "content": "12"},
-        {"role": "user", "content": "What is 12 plus 3?"},
+        {"role": "user", "content": "What is 6 + 2?"},
     ]
     reply = server.post(chat("", model="large", messages=turns, max_tokens=100))
-    assert "15" in reply.text
+    assert "8" in reply.text

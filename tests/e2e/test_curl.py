@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import pytest
 
 from tests.support.program import PATIENCE_S
-from tests.support.served import chat
+from tests.support.served import ALICE, chat
 
 pytestmark = pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
 
@@ -38,6 +38,14 @@ def curl(server):
         return Shown(int(last.split()[1]), last.lower(), body)
 
     return run
+
+
+def test_the_line_of_the_greeting_works_as_it_is(server) -> None:
+    line = next(text for text in server.logged().splitlines() if text.startswith("  curl "))
+    done = subprocess.run(
+        line.replace("YOUR-KEY", ALICE), shell=True, capture_output=True, timeout=60, check=True
+    )
+    assert json.loads(done.stdout)["choices"][0]["message"]["role"] == "assistant"
 
 
 def test_a_question_is_answered_without_a_content_type(curl, question) -> None:

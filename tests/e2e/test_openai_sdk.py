@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import math
+import textwrap
 from collections.abc import AsyncIterator
+from typing import Any
 
 import openai
 import pytest
@@ -25,6 +27,15 @@ async def async_client(server: Program) -> AsyncIterator[AsyncOpenAI]:
 
 def user(text: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": text}]
+
+
+def test_the_snippet_of_the_greeting_works_as_it_is(server, capsys) -> None:
+    _, _, after = server.logged().partition("  from openai")
+    snippet = textwrap.dedent("  from openai" + after.partition("\n\n")[0])
+    names: dict[str, Any] = {}
+    exec(snippet.replace("YOUR-KEY", ALICE), names)
+    names["client"].close()
+    assert capsys.readouterr().out == names["answer"].choices[0].message.content + "\n"
 
 
 # --------------------------------------------------------------------------- chat
