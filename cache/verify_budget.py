@@ -74,9 +74,10 @@ class Terms:
 
     max_error: float
     horizon: int = 2000
-    z: float = 2.33
+    z_rate: float = 1.0
+    z_count: float = 2.33
     floor: float = 0.04
-    ceiling: float = 0.35
+    ceiling: float = 0.3
     min_evidence: int = 200
     """Labels before the first hit."""
 
@@ -125,13 +126,16 @@ class Ring:
         return self._rows[: min(self.count, len(self._rows))].astype(np.float64)
 
 
-def upper_count(mean: Floats, shape: Floats, z: float) -> Floats:
-    """A high percentile of counts that are Poisson around a Gamma(shape) with this mean, by a Gamma
-    of the same mean and variance and Wilson and Hilferty's cube root of it (within 2 % here)."""
-    mean = np.maximum(mean, 1e-9)
-    match = mean**2 / (mean + mean**2 / shape)
-    root = np.maximum(0.0, 1 - 1 / (9 * match) + z / (3 * np.sqrt(match)))
+def gamma_upper(mean: Floats, shape: Floats, z: float) -> Floats:
+    """The percentile z of Gamma(shape) with this mean; Wilson and Hilferty's cube root of it."""
+    root = np.maximum(0.0, 1 - 1 / (9 * shape) + z / (3 * np.sqrt(shape)))
     return mean * root**3
+
+
+def poisson_upper(mean: Floats, z: float) -> Floats:
+    """The count that a Poisson variable of this mean stays at or below, at percentile z: by
+    Anscombe's square root, within half a count from mean 0.3 on."""
+    return (np.sqrt(np.maximum(mean, 1e-9) + 0.375) + z / 2) ** 2 - 0.875
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,7 +264,8 @@ class Budgeted:
         mass = below(asked, asked) * (self.terms.horizon / len(asked))
         shape = 1.0 + below(p, wrong)
         self._ratios = shape / (1.0 + below(p, p))
-        self._upper = upper_count(mass * self._ratios, shape, self.terms.z)
+        surely = gamma_upper(mass * self._ratios, shape, self.terms.z_rate)
+        self._upper = poisson_upper(surely, self.terms.z_count)
 
     def _allowed(self, max_error: float) -> float:
         """The largest level of which all lower ones fit into the budget, 0 if none does."""
