@@ -40,7 +40,7 @@ from typing import Any, Final, TypeAlias
 import msgspec
 
 from cache.store.base import StoreFault, Which
-from cache.store.redis_line import RedisLine, is_refusal
+from cache.store.redis_line import Command, RedisLine, is_refusal
 
 TRUST_S: Final = 0.8
 BLOCK_S: Final = 0.2
@@ -48,6 +48,10 @@ KEPT: Final = 10_000
 """Purges that the stream keeps for those who were away."""
 _STREAM: Final = b"sluice:1:{purges}:stream"
 _EPOCH: Final = b"sluice:1:{purges}:epoch"
+_BEGINNING: Final = b"0-0"
+_END: Final = b"%d-0" % (1 << 62)
+_NOTHING: Final = Which(key=b"")
+"""No entry has this key."""
 _ANSWER_S: Final = 0.5
 _RETRY_S: Final = 0.1
 _AT_ONCE: Final = 1_000
@@ -108,14 +112,16 @@ class PurgeFeed:
 
     async def publish(self, which: Which) -> None:
         """Tell the others. Raises StoreFault when they cannot be told."""
-        message = _packer.encode((self._own, which))
-        add = ("XADD", _STREAM, "MAXLEN", "~", KEPT, "*", "w", message)
-        [added] = await self._line.work(add)
+        [added] = await self._line.work(self._message(which))
         if not is_refusal(added):
             return
         [deleted] = await self._line.work(("DEL", _EPOCH))
         if deleted != 1:
             raise StoreFault(f"Redis does not take the message to the other gateways: {added}")
+
+    def _message(self, which: Which) -> Command:
+        message = _packer.encode((self._own, which))
+        return ("XADD", _STREAM, "MAXLEN", "~", KEPT, "*", "w", message)
 
     # ------------------------------------------------------------------ following
 
@@ -129,19 +135,23 @@ class PurgeFeed:
 
     async def _catch_up(self) -> None:
         """After a time without contact: find out whether the place where we stopped still is."""
-        first, last = await self._ask(
-            ("XRANGE", _STREAM, "-", "+", "COUNT", 1), ("XREVRANGE", _STREAM, "+", "-", "COUNT", 1)
-        )
-        oldest, newest = (_ids(reply) for reply in (first, last))
-        known = (
-            self._position is not None and oldest and _number(oldest[0]) <= _number(self._position)
-        )
-        if not known:
-            self._position = newest[0] if newest else b"0-0"
+        oldest, newest = await self._ends()
+        if newest == _BEGINNING:  # an empty stream could not be told from one that was lost
+            await self._line.wait_for(self._message(_NOTHING), timeout_s=_ANSWER_S)
+            oldest, newest = await self._ends()
+        if self._position is None or _number(oldest) > _number(self._position):
+            self._position = newest
             self._epoch = await self._current_epoch()
             await self._tell(Which())
         self._away = False
         await self._read_on(block_s=0.001)
+
+    async def _ends(self) -> tuple[bytes, bytes]:
+        """Ids of the oldest and the newest message there is."""
+        first, last = await self._ask(
+            ("XRANGE", _STREAM, "-", "+", "COUNT", 1), ("XREVRANGE", _STREAM, "+", "-", "COUNT", 1)
+        )
+        return (first[0][0], last[0][0]) if first and last else (_END, _BEGINNING)
 
     async def _read_on(self, block_s: float = BLOCK_S) -> None:
         assert self._position is not None
@@ -186,9 +196,7 @@ class PurgeFeed:
             with suppress(StoreFault):
                 await subscriber(which)
 
-    async def _ask(
-        self, *commands: tuple[bytes | str | int | float, ...], extra_s: float = 0.0
-    ) -> list[Any]:
+    async def _ask(self, *commands: Command, extra_s: float = 0.0) -> list[Any]:
         replies = await self._line.wait_for(*commands, timeout_s=_ANSWER_S + extra_s)
         refused = [reply for reply in replies if is_refusal(reply)]
         if refused:
@@ -199,10 +207,6 @@ class PurgeFeed:
 def _messages(reply: Any) -> list[_Entry]:
     """Of XREAD on one stream; None where nothing came."""
     return list(reply[0][1]) if reply else []
-
-
-def _ids(reply: Any) -> list[bytes]:
-    return [identity for identity, _ in reply]
 
 
 def _number(identity: bytes) -> tuple[int, int]:

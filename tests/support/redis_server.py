@@ -136,12 +136,10 @@ class RedisServer:
         self._process.send_signal(signal.SIGCONT)
 
     def fill(self) -> None:
-        """As full as it may be, and refusing to evict: every write that needs room is an error."""
+        """Over its bound and refusing to evict: every write that needs room is an error."""
         used = int(self.client.info("memory")["used_memory"])
         self.client.config_set("maxmemory-policy", "noeviction")
-        self.client.config_set("maxmemory", used + 1)
-        with suppress(redis.ResponseError):
-            self.client.set("ballast", bytes(1 << 20))
+        self.client.config_set("maxmemory", used // 2)
 
     def make_room(self) -> None:
         self.client.config_set("maxmemory", 0)
