@@ -21,6 +21,8 @@ from engine.stream import ChoiceStream
 
 MAX_CHOICES = 128
 MAX_TOP_LOGPROBS = 20
+NORMALISED = 4
+"""Characters of a prompt that a tokenizer may make one of, before it looks for tokens."""
 
 
 @dataclass(slots=True, eq=False)
@@ -91,12 +93,29 @@ def check(call: Call, lane: Lane) -> None:
             f"{lane.name}.",
             param="prompt",
         )
+    _check_length(call, lane)
     for token, _ in call.sampling.logit_bias:
         if not 0 <= token < lane.vocab:
             raise BadCall(
                 f"logit_bias names token {token}; {lane.name} has tokens 0 to {lane.vocab - 1}.",
                 param="logit_bias",
             )
+
+
+def _check_length(call: Call, lane: Lane) -> None:
+    """Refuse at a glance what cannot fit by far. Tokenising takes seconds a megabyte, in a few
+    threads that everybody shares; the exact count is taken of what may fit."""
+    characters = sum(len(part.body) for message in call.messages for part in message.parts)
+    if isinstance(call.prompt, str):
+        characters += len(call.prompt)
+    least = characters // (NORMALISED * lane.text.longest_token)
+    if least > lane.context:
+        raise BadCall(
+            f"{lane.name} has a context of {lane.context} tokens; the prompt has {characters} "
+            f"characters, which are at least {least} tokens. Shorten it.",
+            param="messages" if call.kind == "chat" else "prompt",
+            code="context_length_exceeded",
+        )
 
 
 def _check_parameters(call: Call, lane: Lane) -> None:

@@ -69,6 +69,8 @@ class Text:
         self.eos = None if eos is None else self.id_of(eos)
         """The tokenizer's own end token; generation_config.json may name more, or others."""
         self.vocab_size = tokenizer.get_vocab_size(with_added_tokens=True)
+        self.longest_token = max(map(len, tokenizer.get_vocab(with_added_tokens=True)))
+        """In characters of a prompt, at most."""
 
     @classmethod
     def load(cls, directory: Path) -> Text:

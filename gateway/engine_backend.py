@@ -86,7 +86,9 @@ def load_backend(settings: Settings, log: Log, progress: Progress) -> EngineBack
             progress=progress,
         )
         prints = {name: fingerprint(spec.directory) for name, spec in specs.items()}
-    except (LoadError, PoolTooSmall, ValueError) as error:
+    except PoolTooSmall as error:
+        raise CannotLoad(f"engine.kv_memory_mib, models.*.max_context: {error}") from error
+    except (LoadError, ValueError) as error:
         raise CannotLoad(str(error)) from error
     cards = {
         name: ModelCard(

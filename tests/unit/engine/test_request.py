@@ -134,3 +134,16 @@ async def test_a_sequence_knows_whose_it_is() -> None:
     sequence = (await make(chat(scope="acme"), fake_lane())).sequences[0]
     assert (sequence.namespace, sequence.tenant, sequence.share) == ("acme", "t", 2.0)
     assert (sequence.deadline, sequence.arrival) == (9.0, 1.0)
+
+
+def test_a_prompt_that_cannot_fit_by_far_is_refused_before_it_is_tokenised() -> None:
+    lane = fake_lane()
+    for call in (chat("a" * 1_000_000), text(prompt="a" * 1_000_000)):
+        with pytest.raises(BadCall, match="1000000 characters") as caught:
+            check(call, lane)
+        assert caught.value.code == "context_length_exceeded"
+
+
+def test_a_prompt_that_may_fit_if_its_tokens_are_long_is_left_to_the_tokenizer() -> None:
+    lane = fake_lane()
+    check(chat("a" * lane.text.longest_token * lane.context), lane)
