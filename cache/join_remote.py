@@ -104,9 +104,6 @@ class SharedJoin:
         self._clock = clock
         self._publisher = Publisher(line, settle, clock=clock)
 
-    async def close(self) -> None:
-        await self._publisher.close()
-
     async def __call__(self, call: Call, trail: Trail) -> Answer:
         if not self._may_share(call, trail):
             async with aclosing(self._inner(call, trail)) as answer:

@@ -191,6 +191,7 @@ class Publisher:
         self._open: list[Publication] = []
         self._task: asyncio.Task[None] | None = None
         self._releases: set[asyncio.Task[None]] = set()
+        line.before_close(self.close)
 
     def begin(self, names: FlightNames, token: bytes) -> Publication:
         publication = Publication(names, token, self._wake)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from cache.exact import Exact, Record, Shelf, Terms
 from cache.join import Join
-from cache.store.base import Store
+from cache.store.base import Store, StoreAway
 from cache.store.memory import MemoryStore
 from cache.store.sqlite import SqliteStore
 from cache.store.tiered import TieredStore
@@ -55,15 +55,11 @@ class System:
 def assemble(settings: Settings, backend: Backend, log: Log) -> System:
     """Build everything; opens nothing (the application's lifespan does)."""
     ledger, limits = Ledger(), Limits(settings.tenants)
-    store = build_store(settings.exact)
-    shelf = Shelf(
-        store,
-        terms_of=_terms(settings),
-        on_fault=lambda what, error: log.warning("store fault", what=what, error=str(error)),
-    )
+    cache = build_cache(settings.exact, log)
+    shelf = Shelf(cache.store, terms_of=_terms(settings), on_fault=_teller(log))
     large = backend.cards[settings.cascade.large]
     catalog = Catalog(backend.cards, auto=large)
-    answerer = _onion(settings, backend.answerers, shelf, limits, ledger)
+    answerer = _onion(settings, backend.answerers, cache, shelf, limits=limits, ledger=ledger)
     rollup = RollUp(ledger, Prices(backend.cards.values(), large))
     drain = Drain(settings.server.max_inflight, settings.server.shutdown_grace_s)
     metrics = Metrics(rollup, backend.states, lambda: drain.inflight)
@@ -90,7 +86,7 @@ def assemble(settings: Settings, backend: Backend, log: Log) -> System:
             health.router(drain, {"models": backend.problem}, metrics),
             page.router(rollup, backend.states, drain, AdminKeys(settings.admin.keys)),
         ],
-        lifespan=lambda: _running(backend, store, rollup),
+        lifespan=lambda: _running(backend, cache.store, rollup),
     )
     return System(app, drain, answerer, rollup)
 
@@ -98,26 +94,71 @@ def assemble(settings: Settings, backend: Backend, log: Log) -> System:
 def _onion(
     settings: Settings,
     answerers: Mapping[str, Answerer],
+    cache: Cache,
     shelf: Shelf,
+    *,
     limits: Limits,
     ledger: Ledger,
 ) -> Answerer:
     """The layers, outermost last. Each wraps the one above it in this list."""
     model: Answerer = Directory(answerers, auto=settings.cascade.large)
     recorded = Record(shelf, model)
-    joined = Join(recorded, may_share=shelf.may_share, key=shelf.key)
-    cached = Exact(shelf, joined)
+    shared = cache.share(shelf, recorded)
+    joined = Join(shared, may_share=shelf.may_share, key=shelf.key)
+    cached = cache.bound(Exact(shelf, joined))
     limited = LimitLayer(cached, limits)
     return LedgerLayer(limited, ledger)
 
 
-def build_store(settings: ExactCache) -> Store:
-    """Memory, in front of a file if one is named."""
+@dataclass(frozen=True, slots=True)
+class Cache:
+    """The store, and what one that gateways share puts into the onion."""
+
+    store: Store
+    share: Callable[[Shelf, Answerer], Answerer] = lambda _, recorded: recorded
+    """Around what computes and records: one generation for all gateways."""
+    bound: Callable[[Answerer], Answerer] = lambda cached: cached
+    """Around all that may ask the store: one bound on a request's waiting."""
+
+
+def build_cache(settings: ExactCache, log: Log) -> Cache:
+    """Memory, in front of a file or of a shared Redis if one is named."""
     memory = MemoryStore(settings.memory_bytes)
     if settings.store == "memory://":
-        return memory
-    path = Path(settings.store.removeprefix("sqlite:///"))
-    return TieredStore(memory, SqliteStore(path, settings.max_bytes))
+        return Cache(memory)
+    if settings.store.startswith("sqlite:///"):
+        path = Path(settings.store.removeprefix("sqlite:///"))
+        return Cache(TieredStore(memory, SqliteStore(path, settings.max_bytes)))
+    return _shared_cache(settings, memory, log)
+
+
+def _shared_cache(settings: ExactCache, memory: MemoryStore, log: Log) -> Cache:
+    # The client library is an optional dependency.
+    from cache.join_remote import SharedJoin  # noqa: PLC0415
+    from cache.store.purge_feed import PurgeFeed  # noqa: PLC0415
+    from cache.store.redis import RedisStore  # noqa: PLC0415
+    from cache.store.redis_line import RedisLine, WithPatience  # noqa: PLC0415
+
+    line = RedisLine(settings.store, on_event=log.warning)
+    feed = PurgeFeed(line)
+    store = TieredStore(memory, RedisStore(line, feed, settings.scope_bytes), feed)
+    return Cache(
+        store,
+        share=lambda shelf, recorded: SharedJoin(
+            line, recorded, may_share=shelf.may_share, settle=store.flush, key=shelf.key
+        ),
+        bound=lambda cached: WithPatience(line, cached),
+    )
+
+
+def _teller(log: Log) -> Callable[[str, Exception], None]:
+    """Logs a store's faults; of one that is known to be away, its line told once."""
+
+    def tell(what: str, error: Exception) -> None:
+        if not isinstance(error, StoreAway):
+            log.warning("store fault", what=what, error=str(error))
+
+    return tell
 
 
 def _terms(settings: Settings) -> Callable[[Call, Trail], Terms]:

@@ -14,6 +14,7 @@ import argparse
 import dataclasses
 import hashlib
 import os
+import re
 import socket
 import sys
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,7 @@ from gateway.settings import Settings
 
 EXIT_MENDABLE = 2
 CONFIG = Path("sluice.toml")
+_CREDENTIALS = re.compile(r"(?<=://)[^@/]+(?=@)")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -208,7 +210,7 @@ def _shown(value: Any) -> str:
         return ", ".join(f"{key}={item}" for key, item in value.items()) or "–"
     if isinstance(value, tuple):
         return ", ".join(_key(str(item)) for item in value) or "–"
-    return str(value)
+    return _CREDENTIALS.sub("…", str(value))
 
 
 def _key(text: str) -> str:

@@ -88,10 +88,17 @@ class ExactCache:
     """[cache.exact]: answers to requests that were asked before, word for word."""
 
     enabled: bool = _set(True, "whether identical requests share answers")
-    store: str = _set("sqlite:///.sluice/exact.db", "memory:// or sqlite:///PATH behind the memory")
+    store: str = _set(
+        "sqlite:///.sluice/exact.db",
+        "behind the memory: memory:// (nothing), sqlite:///PATH, or a Redis that gateways share: "
+        "redis://HOST:PORT/DB, rediss://, unix://PATH, redis+cluster://HOST:PORT",
+    )
     ttl_s: float = _set(86_400.0, "how long an answer may be given again")
     memory_bytes: int = _set(64 << 20, "memory for answers")
-    max_bytes: int = _set(1 << 30, "disk for answers")
+    max_bytes: int = _set(1 << 30, "disk for answers (sqlite)")
+    scope_bytes: int = _set(
+        256 << 20, "room of one scope's answers in Redis; its maxmemory bounds them all"
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterator
+from importlib.util import find_spec
+from urllib.parse import urlsplit
 
 from gateway.settings import Settings, Tenant
 
@@ -16,6 +18,7 @@ Key = tuple[str | int, ...]
 Finding = tuple[Key, str]
 
 AUTO = "auto"
+REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+cluster", "rediss+cluster")
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _HASH = re.compile(r"[0-9a-f]{64}")
 _SCOPE = re.compile(r"tenant|user|public|group:[A-Za-z0-9._-]{1,64}")
@@ -61,7 +64,8 @@ def _numbers(settings: Settings) -> Iterator[Finding]:
                                      "heartbeat_s")),
         ("engine", settings.engine, ("threads", "kv_memory_mib", "page_size", "max_batched_tokens",
                                      "max_running", "max_waiting")),
-        ("cache.exact", settings.exact, ("ttl_s", "memory_bytes", "max_bytes")),
+        ("cache.exact", settings.exact, ("ttl_s", "memory_bytes", "max_bytes",
+                                          "scope_bytes")),
     )  # fmt: skip
     for table, values, names in tables:
         for name in names:
@@ -89,9 +93,26 @@ def _models(settings: Settings) -> Iterator[Finding]:
 
 def _stores(settings: Settings) -> Iterator[Finding]:
     store = settings.exact.store
+    key = ("cache", "exact", "store")
     if store == "memory://" or (store.startswith("sqlite:///") and len(store) > len("sqlite:///")):
         return
-    yield ("cache", "exact", "store"), f"must be memory:// or sqlite:///PATH; got {store!r}"
+    if not _is_redis(store):
+        scheme = store.partition("://")[0]  # what follows may hold a password
+        yield key, f"must be memory://, sqlite:///PATH or redis://HOST:PORT/DB; got {scheme}://…"
+    elif find_spec("redis") is None or find_spec("hiredis") is None:
+        yield key, "needs a package more: pip install 'sluice-gateway[redis]'"
+
+
+def _is_redis(store: str) -> bool:
+    scheme = store.partition("://")[0]
+    if scheme not in REDIS_SCHEMES:
+        return False
+    try:
+        parts = urlsplit(store)
+        named = parts.path.strip("/") if scheme == "unix" else parts.hostname
+        return bool(named) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        return False
 
 
 def _hashes(key: Key, keys: tuple[str, ...]) -> Iterator[Finding]:

@@ -33,7 +33,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -113,6 +113,7 @@ class RedisLine:
         self._patient: Client | None = None
         self._calls: set[asyncio.Task[list[Any]]] = set()
         self._probe: asyncio.Task[None] | None = None
+        self._before_close: list[Callable[[], Awaitable[None]]] = []
         self.breaker = breaker or Breaker(clock)
         self.faults = 0
 
@@ -129,6 +130,8 @@ class RedisLine:
     async def close(self) -> None:
         if self._client is None:
             return
+        for finish in self._before_close:
+            await finish()
         tasks = [task for task in (*self._calls, self._probe) if task is not None]
         for task in tasks:
             task.cancel()
@@ -136,6 +139,10 @@ class RedisLine:
         await _close(self._client)
         await _close(self._patient)
         self._client = self._patient = None
+
+    def before_close(self, finish: Callable[[], Awaitable[None]]) -> None:
+        """For what works over this line in the background and has to end before it."""
+        self._before_close.append(finish)
 
     # ------------------------------------------------------------------ asking
 

@@ -77,7 +77,6 @@ class Gateway:
     async def close(self) -> None:
         for listener in self.listeners:
             await listener.hang_up()
-        await self.join.close()
         await self.line.close()
 
 

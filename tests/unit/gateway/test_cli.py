@@ -71,3 +71,12 @@ def test_a_settings_error_needs_no_engine_and_no_server() -> None:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=False, timeout=60
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_doctor_hides_a_password(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    config = tmp_path / "sluice.toml"
+    config.write_text('[cache.exact]\nstore = "redis://user:secret@cache.internal:6379/0"\n')
+    assert main(["doctor", "--config", str(config)]) == 0
+    said = capsys.readouterr().out
+    assert "secret" not in said
+    assert "redis://…@cache" in said
