@@ -1,0 +1,83 @@
+"""Two gateways with one Redis: answers, generations and purges are shared; tenants are not."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from cache.store.base import Which
+from tests.support.redis_server import RedisServer
+from tests.support.shared import stacks
+from tests.support.speakers import eventually
+from tests.support.twins import ALICE, BOB, ask, computed, gateways, text_of
+
+
+@pytest.fixture
+def server(redis7: RedisServer) -> RedisServer:
+    redis7.client.flushall()
+    return redis7
+
+
+async def test_what_one_gateway_computed_is_a_hit_on_the_other(server: RedisServer) -> None:
+    async with gateways(server.url) as (one, two):
+        first = await ask(one, "what is a sluice?")
+        await eventually(lambda: server.client.keys("sluice:1:*:i"))
+        second = await ask(two, "what is a sluice?")
+        assert second.headers["sluice-origin"] == "exact"
+        assert second.headers["cache-status"].startswith("exact; hit")
+        assert text_of(second) == text_of(first)
+        assert second.json()["usage"]["sluice"]["computed_tokens"] == 0
+        assert computed(two) == 0
+
+
+async def test_identical_requests_at_both_gateways_are_computed_once(server: RedisServer) -> None:
+    async with gateways(server.url, pause_s=0.1) as (one, two):
+        asking = [
+            asyncio.create_task(ask(gateway, "count to ten", stream=stream))
+            for gateway in (one, two)
+            for stream in (False, True, False)
+        ]
+        replies = await asyncio.gather(*asking)
+        assert [reply.status_code for reply in replies] == [200] * 6
+        assert computed(one) + computed(two) == 1
+        origins = [reply.headers["sluice-origin"] for reply in replies]
+        assert origins.count("joined") == 5
+        texts = {text_of(reply) for reply in replies if "json" in reply.headers["content-type"]}
+        assert len(texts) == 1
+
+
+async def test_another_tenant_is_never_served_what_this_one_stored(server: RedisServer) -> None:
+    async with gateways(server.url) as (one, two):
+        await ask(one, "the plan", ALICE)
+        await eventually(lambda: server.client.keys("sluice:1:*:i"))
+        for gateway in (one, two):
+            reply = await ask(gateway, "the plan", BOB)
+            assert "tenant:bob" in text_of(reply)
+            assert "alice" not in text_of(reply)
+        assert computed(one) + computed(two) == 2
+
+
+@pytest.mark.parametrize("which", [Which(tag="user:7"), Which(scope="tenant:alice"), Which()])
+async def test_a_second_after_a_purge_no_gateway_serves_the_entry(
+    server: RedisServer, which: Which
+) -> None:
+    async with gateways(server.url) as (one, two), stacks(server) as [purger]:
+        await ask(one, "erase me", **{"sluice-tags": "user:7"})
+        await eventually(lambda: server.client.keys("sluice:1:*:i"))
+        for gateway in (one, two):
+            assert (await ask(gateway, "erase me")).headers["sluice-origin"] == "exact"
+        assert await purger.redis.purge(which) == 1
+        await asyncio.sleep(1.0)
+        for gateway in (one, two):
+            reply = await ask(gateway, "erase me", **{"cache-control": "only-if-cached"})
+            assert reply.status_code == 504
+
+
+async def test_gateways_start_and_answer_without_a_redis() -> None:
+    async with gateways("redis://127.0.0.1:1/0") as (one, two):
+        for gateway in (one, two):
+            for _ in range(2):
+                reply = await ask(gateway, "anybody there?")
+                assert reply.status_code == 200
+                assert reply.headers["sluice-origin"] == "small"

@@ -1,0 +1,73 @@
+"""Gateways with one Redis, each a whole server on its own port, in this process.
+
+Their models are fakes that put the scope they were asked under into what they say, so that an
+answer served across tenants would show.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import httpx
+
+from engine.contract import Call
+from gateway.settings import ExactCache, Tenant
+from tests.support.fake import FakeModel
+from tests.support.serving import Running, serving, settings_for_tests
+
+ALICE, BOB = "sk-alice", "sk-bob"
+
+
+def say(call: Call) -> list[str]:
+    return [f"{call.scope} ", "asked: ", *call.messages[-1].text.split(" ")]
+
+
+def _hash(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+@asynccontextmanager
+async def gateways(url: str, count: int = 2, pause_s: float = 0.0) -> AsyncIterator[list[Running]]:
+    settings = settings_for_tests(
+        exact=ExactCache(store=url),
+        tenants=(
+            Tenant(name="alice", keys=(_hash(ALICE),)),
+            Tenant(name="bob", keys=(_hash(BOB),)),
+        ),
+    )
+    async with AsyncExitStack() as stack:
+        yield [
+            await stack.enter_async_context(
+                serving(
+                    settings,
+                    {name: FakeModel(say, name=name, pause_s=pause_s) for name in settings.models},
+                )
+            )
+            for _ in range(count)
+        ]
+
+
+async def ask(
+    gateway: Running, text: str, key: str = ALICE, *, stream: bool = False, **headers: str
+) -> httpx.Response:
+    body: dict[str, Any] = {
+        "model": "small",
+        "messages": [{"role": "user", "content": text}],
+        "stream": stream,
+    }
+    given = {"authorization": f"Bearer {key}", **headers}
+    return await gateway.client.post("/v1/chat/completions", json=body, headers=given, timeout=60)
+
+
+def text_of(reply: httpx.Response) -> str:
+    text: str = reply.json()["choices"][0]["message"]["content"]
+    return text
+
+
+def computed(gateway: Running) -> int:
+    small = gateway.models["small"]
+    assert isinstance(small, FakeModel)
+    return len(small.calls)
