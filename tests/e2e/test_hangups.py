@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.support.program import post_bytes, read_reply, wait_until
+from tests.support.program import post_bytes, read_replies, read_reply, wait_until
 from tests.support.served import MAX_RUNNING, chat
 
 BOTH_WAYS = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
@@ -137,7 +137,7 @@ def test_pipelined_requests_are_answered_in_order(server, question) -> None:
     bodies = [chat(question(), max_tokens=n) for n in (3, 1, 2)]
     with server.connect() as connection:
         connection.sendall(b"".join(post_bytes(json.dumps(body).encode()) for body in bodies))
-        answers = [read_reply(connection) for _ in bodies]
+        answers = read_replies(connection, len(bodies))
     counts = [answer.json["usage"]["completion_tokens"] for answer in answers]
     assert [answer.status for answer in answers] == [200] * 3
     assert counts[0] >= counts[2] >= counts[1]

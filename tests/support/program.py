@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,11 +83,22 @@ class Reply:
 
 
 def read_reply(connection: socket.socket, method: str = "POST") -> Reply:
-    """The next response on a connection, to its end."""
-    response = http.client.HTTPResponse(connection, method=method)
-    response.begin()
-    headers = {name.lower(): value for name, value in response.getheaders()}
-    return Reply(response.status, headers, response.read())
+    """The next response on a connection, to its end. May read beyond: see `read_replies`."""
+    with closing(http.client.HTTPResponse(connection, method=method)) as response:
+        response.begin()
+        headers = {name.lower(): value for name, value in response.getheaders()}
+        return Reply(response.status, headers, response.read())
+
+
+def read_replies(connection: socket.socket, count: int) -> list[Reply]:
+    """The responses to `count` requests that were sent without waiting; each tells its length."""
+    replies = []
+    with connection.makefile("rb") as lines:
+        for _ in range(count):
+            status = int(lines.readline().split()[1])
+            headers = {k.lower(): v for k, v in http.client.parse_headers(lines).items()}
+            replies.append(Reply(status, headers, lines.read(int(headers["content-length"]))))
+    return replies
 
 
 def post_bytes(
