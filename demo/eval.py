@@ -1,10 +1,10 @@
 """What the two models can do: graded tasks, held-out chats and text, and how well small drafts.
 
 Tasks are exact match by family and level with 95 % Wilson intervals; answers are greedy. A chat
-answer repeats itself when a sentence of four words or more comes twice, or six words in a row come
-three times. Agreement is the share of tokens of the large model's answers that are the small
-model's first choice too, given the same text before: an upper bound on what a greedy draft gets
-accepted.
+answer repeats a sentence when one of four words or more comes twice; it loops when six words in a
+row come three times. Agreement is the share of tokens of the large model's answers that are the
+small model's first choice too, given the same text before: an upper bound on what a greedy draft
+gets accepted.
 
 usage: python -m demo.eval --large demo/large --small demo/small --data EVAL_DIR --out results.json
 EVAL_DIR holds tasks, chat and text .jsonl.zst; demo/evalset has the tasks.
@@ -56,13 +56,18 @@ def tally(pairs: Iterable[tuple[Any, bool]]) -> dict[str, dict[str, float]]:
     return {k: Share(right[k], total[k]).result() for k in total}
 
 
-def repeats(reply: str) -> bool:
-    """Does the reply say a sentence twice, or a phrase three times?"""
+def says_twice(reply: str) -> bool:
+    """Does a sentence of four words or more come twice?"""
     sentences = [" ".join(re.findall(r"\w+", s.lower())) for s in re.split(r"[.!?\n]+", reply)]
     long = [s for s in sentences if s.count(" ") >= SENTENCE_WORDS - 1]
+    return len(set(long)) < len(long)
+
+
+def loops(reply: str) -> bool:
+    """Do six words in a row come three times?"""
     words = re.findall(r"\w+", reply.lower())
     phrases = Counter(zip(*(words[i:] for i in range(PHRASE_WORDS)), strict=False))
-    return len(set(long)) < len(long) or max(phrases.values(), default=0) >= PHRASE_TIMES
+    return max(phrases.values(), default=0) >= PHRASE_TIMES
 
 
 class Reply(NamedTuple):
@@ -179,10 +184,14 @@ def grade_tasks(rows: list[Row], replies: list[Reply]) -> dict[str, Any]:
 
 def grade_chats(rows: list[Row], replies: list[Reply]) -> dict[str, Any]:
     """Endings and repetition of free answers, over all and by source."""
-    again = [repeats(a.text) for a in replies]
+    twice = [says_twice(a.text) for a in replies]
+    either = [t or loops(a.text) for t, a in zip(twice, replies, strict=True)]
     return {
-        "repeats": Share(sum(again), len(again)).result(),
-        "repeats by source": tally((r["source"], x) for r, x in zip(rows, again, strict=True)),
+        "repeats a sentence": Share(sum(twice), len(twice)).result(),
+        "repeats a sentence or loops": Share(sum(either), len(either)).result(),
+        "repeats or loops, by source": tally(
+            (r["source"], x) for r, x in zip(rows, either, strict=True)
+        ),
         "ended": Share(sum(a.ended for a in replies), len(replies)).result(),
         "mean tokens": sum(len(a.ids) for a in replies) / len(replies),
     }
@@ -301,7 +310,7 @@ def table(results: dict[str, Any]) -> str:
         for key, cells in groups.items():
             line(label + key, cells)
     line("tasks: ended by itself", (percent(tasks[n]["ended"]) for n in names))
-    for what in ("ended", "repeats"):
+    for what in ("ended", "repeats a sentence", "repeats a sentence or loops"):
         line(f"chat: {what}", (percent(results[n]["chat"][what]) for n in names))
     line("chat: loss a token", (f"{results[n]['chat']['loss']['loss']:.3f}" for n in names))
     line("text: bits a byte", (f"{results[n]['text']['bits per byte']:.3f}" for n in names))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from demo.eval import Share, percent, repeats, table, tally
+from demo.eval import Share, loops, percent, says_twice, table, tally
 
 
 def test_wilson_interval_of_a_known_case() -> None:
@@ -23,17 +23,18 @@ def test_tally_counts_by_key() -> None:
 
 
 @pytest.mark.parametrize(
-    ("reply", "verdict"),
+    ("reply", "twice", "loop"),
     [
-        ("The cat is on the mat. The cat is on the mat.", True),
-        ("He is a part of it and he is a part of it and he is a part of it", True),
-        ("Yes. Yes. Yes.", False),
-        ("It is red. It is blue. It is a very long sentence about nothing.", False),
-        ("", False),
+        ("The cat is on the mat. The cat is on the mat.", True, False),
+        ("He is a part of it and he is a part of it and he is a part of it", False, True),
+        ("Yes. Yes. Yes.", False, False),
+        ("It is red. It is blue. It is a long sentence about nothing.", False, False),
+        ("", False, False),
     ],
 )
-def test_a_reply_repeats_itself_or_not(reply: str, verdict: bool) -> None:
-    assert repeats(reply) is verdict
+def test_a_reply_repeats_itself_or_not(reply: str, twice: bool, loop: bool) -> None:
+    assert says_twice(reply) is twice
+    assert loops(reply) is loop
 
 
 def test_the_table_names_every_level() -> None:
@@ -41,7 +42,12 @@ def test_the_table_names_every_level() -> None:
     tasks = {"all": share, "levels 4-5": share, "level": {"1": share}, "family": {"add": share}}
     model = {
         "tasks": {**tasks, "ended": share},
-        "chat": {"ended": share, "repeats": share, "loss": {"loss": 1.0}},
+        "chat": {
+            "ended": share,
+            "repeats a sentence": share,
+            "repeats a sentence or loops": share,
+            "loss": {"loss": 1.0},
+        },
         "text": {"bits per byte": 1.0},
     }
     shown = table({"large": model, "small": model, "agreement": {"chat": share}})
