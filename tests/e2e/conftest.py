@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from openai import OpenAI
 
-from tests.support.program import Program, running
+from tests.support.program import Program, pages_of, running
 from tests.support.served import ALICE, Models, find_models
 
 _served_by: pytest.StashKey[str] = pytest.StashKey()
@@ -44,17 +44,20 @@ def assert_nothing_broke(logged: str) -> None:
         assert sign not in logged, logged[-4000:]
 
 
+@pytest.fixture(scope="session")
+def all_pages(program: Program) -> dict[str, int]:
+    return pages_of(program.state())
+
+
 @pytest.fixture
-def server(program: Program) -> Iterator[Program]:
+def server(program: Program, all_pages: dict[str, int]) -> Iterator[Program]:
     """The shared server. Whatever a test did to it, afterwards it is alive, it has nothing left
     to do, every page is free or cached, and nothing in it broke. (Its log is written a moment
     late: what a test breaks may be found at the end of the next.)"""
     seen = len(program.logged())
-    pages = program.num_pages()
     yield program
     assert program.alive, program.logged()[-4000:]
-    program.wait_idle()
-    assert program.num_pages() == pages
+    assert pages_of(program.wait_idle()) == all_pages
     assert_nothing_broke(program.logged()[seen:])
 
 

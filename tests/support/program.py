@@ -31,6 +31,12 @@ COMPLETIONS = "/v1/completions"
 _GREETED = re.compile(r"at http://127\.0\.0\.1:(\d+)/v1")
 
 
+def pages_of(state: dict[str, Any]) -> dict[str, int]:
+    """Pages of each model that nobody holds."""
+    pages = {name: model["pages"] for name, model in state["engine"].items()}
+    return {name: one["free"] + one["cached"] for name, one in pages.items()}
+
+
 def wait_until(true: Callable[[], Any], what: str, patience_s: float = PATIENCE_S) -> Any:
     """Ask again and again until `true()` is; its value."""
     end = time.monotonic() + patience_s
@@ -218,11 +224,6 @@ class Program:
 
         state: dict[str, Any] = wait_until(idle, "the server is idle")
         return state
-
-    def num_pages(self) -> dict[str, int]:
-        """Pages of each model that nobody holds."""
-        models = self.state()["engine"].items()
-        return {name: m["pages"]["free"] + m["pages"]["cached"] for name, m in models}
 
 
 def quiet_environment() -> dict[str, str]:
