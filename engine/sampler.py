@@ -2,15 +2,18 @@
 
     logits ─ penalties ─ bias ─ 1/temperature ─ top-k ─ top-p ─ min-p ─ draw
 
-A draw is the inverse of the distribution's cumulative sum, in the order of token ids, at one number
-in [0, 1) that is a hash of (seed, position). It depends on nothing else: not on what shares the
-batch, how the prompt was cut, or whether the sequence was preempted. Cuts keep *every* token whose
-probability reaches the threshold that top-k, top-p and min-p give together, so that equal
-probabilities cannot be told apart by an unstable sort.
+A draw is an exponential race: token i arrives at time E_i / p_i, the first wins, which happens with
+probability p_i (the Gumbel-max trick without logarithms). The E_i come from Philox, keyed by (seed,
+position), and depend on nothing else: not on what shares the batch, how the prompt was cut, or
+whether the sequence was preempted. Cuts keep *every* token whose probability reaches the threshold
+that top-k, top-p and min-p give together, so that equal probabilities cannot be told apart by an
+unstable sort.
 
-Rejected: Gumbel noise for each (seed, position, token): the same property, but 12,288 hashes and
-logarithms a row cost 0.2 ms, fifty times one hash and one cumulative sum. Rejected too: a
-torch.Generator a sequence, whose state would have to survive preemption.
+Rejected: the inverse of the cumulative sum at one hashed number, which costs 43 µs a row instead of
+about 150. It is as reproducible in exact arithmetic, but in bf16 a prefix hit moves the logits by
+about 0.02, and that moves every cumulative sum behind: 15 of 40 seeded answers changed, against one
+or two draws in a hundred in the race. Rejected too: a generator a sequence, whose state would have
+to survive preemption.
 
 Greedy rows without wishes take one argmax together; everything else is done for the rows that asked
 for it. Log-probabilities are of the model's own distribution, before any of the above.
@@ -18,11 +21,10 @@ for it. Log-probabilities are of the model's own distribution, before any of the
 
 from __future__ import annotations
 
-import hashlib
-import struct
 from collections.abc import Callable
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -48,11 +50,11 @@ class Sampler:
         ]
 
 
-def uniform(seed: int, position: int) -> float:
-    """A number in [0, 1) for the token that will stand at `position` (BLAKE2b, 53 bits)."""
-    packed = struct.pack("<qq", seed & 0x7FFF_FFFF_FFFF_FFFF, position)
-    digest = hashlib.blake2b(packed, digest_size=8).digest()
-    return (int.from_bytes(digest, "little") >> 11) / 2**53
+def arrivals(seed: int, position: int, vocab: int) -> npt.NDArray[np.float32]:
+    """Independent exponential numbers, one a token, for the token that will stand at `position`."""
+    stream = np.random.Philox(key=np.array([seed % 2**64, position], dtype=np.uint64))
+    drawn = np.random.Generator(stream).standard_exponential(vocab, dtype=np.float32)
+    return np.maximum(drawn, np.finfo(np.float32).tiny, out=drawn)
 
 
 # --------------------------------------------------------------------------- which token
@@ -117,18 +119,11 @@ def _draw_rows(logits: Tensor, sequences: list[Sequence]) -> list[int]:
         part = probabilities[cut]
         least = _thresholds(part, [sequences[row] for row in cut])
         probabilities[cut] = part.masked_fill_(part < least, 0.0)
-    cumulative = probabilities.cumsum(dim=-1)  # torch adds up in fp64 and rounds each sum
-    at = torch.tensor([[uniform(s.params.seed, s.known)] for s in sequences])
-    found = torch.searchsorted(cumulative, at * cumulative[:, -1:], right=True)
-    return _last_possible(found, probabilities)
-
-
-def _last_possible(found: Tensor, probabilities: Tensor) -> list[int]:
-    """Rounding may carry a number just below 1 past the end; the likeliest token stands in."""
-    vocab = probabilities.shape[1]
-    best = probabilities.argmax(dim=-1, keepdim=True)
-    tokens: list[int] = torch.where(found < vocab, found, best).flatten().tolist()
-    return tokens
+    speeds = probabilities.numpy()
+    return [
+        int((speeds[row] / arrivals(s.params.seed, s.known, speeds.shape[1])).argmax())
+        for row, s in enumerate(sequences)
+    ]
 
 
 def _cuts(params: SamplingParams) -> bool:
