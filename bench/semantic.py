@@ -37,8 +37,8 @@ WINDOW = 2000
 
 POLICIES: dict[str, Callable[[float, random.Random], Policy]] = {
     "ours": lambda error, rng: Budgeted(Terms(error), rng),
-    "pooled": lambda error, rng: Pooled(error, rng),
-    "vcache": lambda error, rng: VCache(error, rng),
+    "pooled": Pooled,
+    "vcache": VCache,
 }
 
 FIXED: dict[str, Callable[[], Policy]] = {

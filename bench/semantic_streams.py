@@ -203,10 +203,11 @@ def hostile(data: Path, *, bases: int = 700, seed: int = 0) -> Questions:
 
 def _twisted(text: str, rng: random.Random) -> list[str]:
     """Up to three copies that ask something else in nearly the same words."""
-    twisted = []
     numbers = re.findall(r"\b\d+\b", text)
-    for old in rng.sample(numbers, min(2, len(numbers))):
-        twisted.append(re.sub(rf"\b{old}\b", str(int(old) + rng.randint(1, 9)), text, count=1))
+    twisted = [
+        re.sub(rf"\b{old}\b", str(int(old) + rng.randint(1, 9)), text, count=1)
+        for old in rng.sample(numbers, min(2, len(numbers)))
+    ]
     for pair in OPPOSITES:
         word, opposite = pair.split("/")
         changed = re.sub(rf"\b{word}\b", opposite, text, count=1)

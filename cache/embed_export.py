@@ -29,9 +29,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
+import onnxruntime  # type: ignore[import-untyped]
 import torch
-from onnxruntime.quantization import QuantType, quantize_dynamic
+from onnxruntime.quantization import (  # type: ignore[import-untyped]
+    QuantType,
+    quantize_dynamic,
+)
 from sentence_transformers import SentenceTransformer
 
 CLOSE = 0.95
@@ -53,9 +56,7 @@ class Pooled(torch.nn.Module):
         self.model = model
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        out: dict[str, Any] = self.model(
-            {"input_ids": input_ids, "attention_mask": attention_mask}
-        )
+        out: dict[str, Any] = self.model({"input_ids": input_ids, "attention_mask": attention_mask})
         return torch.nn.functional.normalize(out["sentence_embedding"], dim=-1)
 
 

@@ -85,7 +85,7 @@ class Policy(Protocol):
 
     def decide(self, sighting: Sighting) -> Verdict: ...
 
-    def learn(self, sighting: Sighting, verdict: Verdict, *, right: bool) -> None: ...
+    def learn(self, sighting: Sighting, verdict: Verdict, /, *, right: bool) -> None: ...
 
     def skip(self) -> None:
         """A request of the namespace came by without any neighbour."""
@@ -95,6 +95,9 @@ SIGNS = (
     "one", "cosine", "above .8", "above .9", "vote", "margin", "second", "share", "crowd",
     "proven", "refuted", "age", *FEATURES,
 )  # fmt: skip
+
+PAIR_FROM = len(SIGNS) - len(FEATURES)
+"""Where the signs of the pair of texts begin: all 0 means that the two have the same words."""
 
 
 def sight(near: Sequence[Neighbour], pair: tuple[float, ...], record: Record) -> Sighting:

@@ -13,10 +13,10 @@ Choice. Four parts, each doing what it can prove.
 2. *The threshold*: the largest p that may be served. For each candidate the odds predict a mass of
    wrong hits over the last requests; the labels say by what factor the odds were off below it (a
    Gamma posterior: wrong ones seen over wrong ones predicted, one of each believed beforehand). The
-   predicted number of wrong hits in the next `horizon` requests is then negative binomial, and the
-   threshold is the largest whose 99th percentile is below `max_error * horizon`. Both the noise of
-   few labels and the noise of the future itself are thereby paid from the budget, which is why a
-   small `max_error` serves less at first: ten wrong hits in 2,000 leave room for a mean of four.
+   number of wrong hits in the next `horizon` requests is Poisson at a rate known so well, and the
+   threshold is the largest at which a high percentile of them is below `max_error * horizon`. The
+   noise of few labels and the noise of the future itself are thereby both paid from the budget,
+   which is why a small promise costs more: ten wrong hits in 2,000 leave room for a mean of four.
    A label says the same whether it came from an audit or from a miss, given p: that is what keeps
    weights of 1/chance, and their noise, out of the estimate.
 3. *Audits*: a possible hit is answered by the model instead with a chance between `floor` and
@@ -69,15 +69,18 @@ BRAKE: Final = 4
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What is promised and what may be spent on it. `z`: normal quantile of the percentile that
-    must fit into the budget (2.33: the 99th)."""
+    """What is promised, and what may be spent on keeping it. `z_*` are normal quantiles."""
 
     max_error: float
     horizon: int = 2000
-    z_rate: float = 1.0
+    """Requests in a row over which the promise holds."""
+    z_rate: float = 1.28
+    """How sure of the rate of wrong hits (1.28: 90 %), given few labels."""
     z_count: float = 2.33
+    """How sure that at this rate the next `horizon` requests fit into the budget (2.33: 99 %)."""
     floor: float = 0.04
     ceiling: float = 0.3
+    """Least and most chance of an audit."""
     min_evidence: int = 200
     """Labels before the first hit."""
 
@@ -249,9 +252,11 @@ class Budgeted:
         if len(labelled) < self.terms.min_evidence:
             return
         asked = self._asked.rows()
-        self._weigh(asked[asked[:, 0] > oldest, 1], p, wrong)
+        recent = asked[asked[:, 0] > oldest, 1]
+        self._weigh(recent, p, wrong)
         self.threshold = self._allowed(self.terms.max_error)
-        self._explain()
+        last = asked[asked[:, 0] > self._requests - 10 * REFIT_EVERY, 1]
+        self._explain(nearest=float(last.min()))
 
     def _weigh(self, asked: Floats, p: Floats, wrong: Floats) -> None:
         """For each level: a high percentile of the wrong hits among the next `horizon` requests."""
@@ -273,7 +278,7 @@ class Budgeted:
         last = int(too_much[0]) - 1 if len(too_much) else len(LEVELS) - 1
         return float(LEVELS[last]) if last >= 0 else 0.0
 
-    def _explain(self) -> None:
+    def _explain(self, nearest: float) -> None:
         budget = self.terms.max_error * self._requests
         if self.ledger.at_most() > budget + BRAKE * self._blind:
             self.threshold = 0.0
@@ -283,7 +288,7 @@ class Budgeted:
             self.reason = "the labels allow no hit at this max_error"
             return
         self._ratio = max(1.0, float(self._ratios[int(np.searchsorted(LEVELS, self.threshold))]))
-        self.reason = ""
+        self.reason = "" if nearest <= self.threshold else "no kept question is near enough"
 
     def state(self) -> State:
         return State(

@@ -92,7 +92,7 @@ def read(text: str) -> Facts:
     words = tuple(word.lower().replace("’", "'") for word in raw if word[0].isalnum())
     names = frozenset(
         word.lower()
-        for before, word in zip(["."] + raw, raw, strict=False)
+        for before, word in zip([".", *raw], raw, strict=False)
         if _is_name(word, starts=before in ".?!:")
     )
     return Facts(

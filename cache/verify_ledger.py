@@ -73,4 +73,4 @@ class Ledger:
     def at_least(self) -> float:
         """No fewer wrong hits than this were served."""
         pairs = zip(self._lower, self._lower_bets, strict=True)
-        return max(0.0, max((seen - self._toll) / bet for seen, bet in pairs))
+        return max(0.0, *((seen - self._toll) / bet for seen, bet in pairs))

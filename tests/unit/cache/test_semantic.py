@@ -1,0 +1,434 @@
+"""The semantic layer: what is served, what is kept apart, what is learnt, what is said of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from cache.agree import agree, at_a_glance
+from cache.embed import Embedder, Vector
+from cache.namespace import Terms, namespace_of, why_not
+from cache.semantic import Semantic, budgeted
+from cache.space import Bounds
+from cache.verify import Policy
+from cache.verify_others import Static
+from engine.contract import (
+    Answer,
+    Call,
+    Directives,
+    End,
+    Failed,
+    Json,
+    Message,
+    Part,
+    Sampling,
+    Start,
+    Trail,
+)
+from tests.support.encoders import BagEncoder, bag_vector
+from tests.support.recordings import FakeClock, answer_of, call_of, hear, said
+
+
+@dataclass
+class Model:
+    """Answers a question with what `knows` has for it, else with the question's last word."""
+
+    knows: dict[str, str] = field(default_factory=dict)
+    asked: list[str] = field(default_factory=list)
+    broken: bool = False
+
+    async def __call__(self, call: Call, trail: Trail) -> Answer:
+        question = call.messages[-1].text
+        self.asked.append(question)
+        events = answer_of(self.knows.get(question, f"about {question.split()[-1]}"))
+        for event in events[:-1] if self.broken else events:
+            yield event
+        if self.broken:
+            raise Failed("the model broke")
+
+
+@dataclass
+class House:
+    model: Model = field(default_factory=Model)
+    clock: FakeClock = field(default_factory=FakeClock)
+    encoder: BagEncoder = field(default_factory=BagEncoder)
+    terms: Terms = field(default_factory=lambda: Terms(max_error=0.05, ttl_s=1000))
+    policy: Policy = field(default_factory=lambda: Static(0.8, guards=True))
+    bounds: Bounds = field(default_factory=Bounds)
+    asked: int = 0
+
+    def __post_init__(self) -> None:
+        self.embedder = Embedder(self.encoder)
+        self.semantic = Semantic(
+            self.model,
+            self.embedder,
+            terms_of=lambda _call, _trail: self.terms,
+            policy_of=lambda terms: self.policy,
+            bounds=self.bounds,
+            clock=self.clock,
+        )
+
+    async def ask(self, call: Call | str, **trail: object) -> tuple[str, Trail]:
+        """What was said, and the trail, once everything is learnt."""
+        self.asked += 1
+        kept = Trail(id=f"r{self.asked}", **trail)  # type: ignore[arg-type]
+        events = await hear(self.semantic(call_of(call) if isinstance(call, str) else call, kept))
+        await self.semantic.settle()
+        return said(events), kept
+
+
+@pytest.fixture
+async def house() -> AsyncIterator[House]:
+    made = House()
+    yield made
+    made.embedder.close()
+
+
+FIRST = "please tell me how to pay my phone bill"
+AGAIN = "please tell me how to pay my phone bill quickly"
+
+
+# --------------------------------------------------------------------------- serving
+
+
+async def test_a_near_question_gets_the_kept_answer(house: House) -> None:
+    answer, _ = await house.ask(FIRST)
+    hit, trail = await house.ask(AGAIN)
+    assert hit == answer
+    assert house.model.asked == [FIRST]
+    assert [(s.layer, s.hit) for s in trail.cache] == [("semantic", True)]
+
+
+async def test_a_hit_says_where_it_came_from_and_what_it_cost(house: House) -> None:
+    await house.ask(FIRST)
+    house.clock.now += 30
+    trail = Trail(id="mine")
+    events = await hear(house.semantic(call_of(AGAIN), trail))
+    start, end = events[0], events[-1]
+    assert isinstance(start, Start)
+    assert isinstance(end, End)
+    assert (start.id, start.origin) == ("mine", "semantic")
+    assert end.usage.computed_tokens == 0
+    assert trail.age_s == 30
+    assert trail.cache[0].ttl_s == 970
+
+
+async def test_another_question_goes_to_the_model(house: House) -> None:
+    await house.ask(FIRST)
+    answer, trail = await house.ask("where do penguins sleep in winter")
+    assert answer == "about winter"
+    assert not trail.cache[0].hit
+
+
+async def test_a_near_miss_is_handed_on_as_a_draft(house: House) -> None:
+    await house.ask("please tell me how to pay bill 7")
+    _, trail = await house.ask("please tell me how to pay bill 8")
+    assert [draft.text for draft in trail.drafts] == ["about 7"]
+
+
+async def test_off_means_that_nothing_is_looked_at(house: House) -> None:
+    house.terms = Terms(max_error=0)
+    _, trail = await house.ask(FIRST)
+    assert trail.cache == []
+    assert house.encoder.encoded == []
+
+
+# --------------------------------------------------------------------------- apart
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"scope": "tenant:other"},
+        {"scope": "tenant:default:user:2"},
+        {"model": "large"},
+        {"fingerprint": "weights-2"},
+        {"policy": "strict"},
+        {"max_tokens": 5},
+        {"stop": ("x",)},
+        {"sampling": Sampling(seed=3)},
+        {"response_format": Json('{"type":"json_object"}')},
+        {"chat_template_kwargs": Json('{"thinking":true}')},
+        {"logprobs": True},
+        {"extra": Json('{"new":1}')},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+async def test_what_differs_elsewhere_never_hits(house: House, change: dict[str, object]) -> None:
+    await house.ask(call_of(FIRST))
+    _, trail = await house.ask(call_of(FIRST, **change))
+    assert not trail.cache[0].hit
+    assert len(house.model.asked) == 2
+
+
+async def test_another_system_prompt_never_hits(house: House) -> None:
+    def with_system(text: str) -> Call:
+        system = Message("system", (Part("text", text),))
+        return call_of(messages=(system, Message("user", (Part("text", FIRST),))))
+
+    await house.ask(with_system("Answer in French."))
+    _, trail = await house.ask(with_system("Answer in German."))
+    assert not trail.cache[0].hit
+
+
+def test_only_the_last_text_is_outside_the_namespace() -> None:
+    assert namespace_of(call_of("a")) == namespace_of(call_of("b"))
+    assert namespace_of(call_of("a", scope="x")) != namespace_of(call_of("a", scope="y"))
+
+
+def test_a_text_cannot_pose_as_a_part_of_the_namespace() -> None:
+    blank = call_of("")
+    posing = call_of("x", messages=(Message("user", (Part("text", "x"),)), *blank.messages))
+    assert namespace_of(posing) != namespace_of(blank)
+
+
+# --------------------------------------------------------------------------- not cached
+
+
+def user(text: str) -> Message:
+    return Message("user", (Part("text", text),))
+
+
+@pytest.mark.parametrize(
+    ("call", "reason"),
+    [
+        (call_of("hello", tools=Json("[]")), "tools"),
+        (call_of(messages=(Message("tool", (Part("text", "1"),)), user("so?"))), "tools"),
+        (call_of(messages=(user("a"), Message("assistant"), user("b"))), "several turns"),
+        (call_of(messages=(Message("assistant"),)), "not a text question"),
+        (call_of(messages=(Message("user", (Part("image_url", "{}"),)),)), "not a text question"),
+        (call_of("  "), "not a text question"),
+        (call_of("hello", n=2), "randomness"),
+        (call_of("hello", sampling=Sampling(temperature=0.7)), "randomness"),
+        (call_of("what is the weather in Oslo"), "volatile"),
+        (call_of(kind="text", messages=(), prompt=(1, 2)), "not a text question"),
+        (call_of(kind="text", messages=(), prompt="once upon"), None),
+        (call_of("hello", sampling=Sampling(temperature=0)), None),
+    ],
+)
+def test_what_cannot_be_cached_by_meaning_is_named(call: Call, reason: str | None) -> None:
+    assert why_not(call, Terms(max_error=0.01)) == reason
+
+
+def test_policy_allows_turns_and_randomness_by_name() -> None:
+    turns = call_of(messages=(user("a"), Message("assistant"), user("b")))
+    random = call_of("hello", sampling=Sampling(temperature=0.7))
+    assert why_not(turns, Terms(max_error=0.01, allow_turns=True)) is None
+    assert why_not(random, Terms(max_error=0.01, allow_sampling=True)) is None
+    assert why_not(call_of("beta?"), Terms(0.01, volatile=re.compile("beta"))) == "volatile"
+
+
+async def test_a_bypass_says_why(house: House) -> None:
+    _, trail = await house.ask("what is the weather like")
+    assert (trail.cache[0].forward, trail.cache[0].detail) == ("bypass", "volatile")
+
+
+async def test_a_text_over_the_window_is_bypassed_and_never_cut(house: House) -> None:
+    house.encoder.window = 5
+    for _ in range(2):
+        _, trail = await house.ask(FIRST)
+        assert trail.cache[0].forward == "bypass"
+        assert "window" in trail.cache[0].detail
+    assert len(house.model.asked) == 2
+
+
+# --------------------------------------------------------------------------- Cache-Control
+
+
+async def test_no_store_neither_reads_nor_writes(house: House) -> None:
+    await house.ask(FIRST)
+    _, read = await house.ask(FIRST, directives=Directives(no_store=True))
+    await house.ask("a new thing entirely", directives=Directives(no_store=True))
+    _, written = await house.ask("a new thing entirely")
+    assert read.cache[0].forward == "request"
+    assert not written.cache[0].hit
+
+
+async def test_no_cache_writes_and_does_not_read(house: House) -> None:
+    house.model.knows[FIRST] = "old"
+    await house.ask(FIRST)
+    house.model.knows[AGAIN] = "old"
+    _, trail = await house.ask(AGAIN, directives=Directives(no_cache=True))
+    assert trail.cache[0].forward == "request"
+    assert house.model.asked == [FIRST, AGAIN]
+    house.clock.now += 10
+    _, later = await house.ask(AGAIN)
+    assert later.age_s == 10
+
+
+async def test_max_age_refuses_older_answers(house: House) -> None:
+    await house.ask(FIRST)
+    house.clock.now += 100
+    _, strict = await house.ask(FIRST, directives=Directives(max_age_s=50))
+    assert not strict.cache[0].hit
+
+
+# --------------------------------------------------------------------------- fresh and whole
+
+
+async def test_an_answer_ends_with_its_ttl(house: House) -> None:
+    await house.ask(FIRST)
+    house.clock.now += 1001
+    _, trail = await house.ask(FIRST)
+    assert not trail.cache[0].hit
+    assert house.semantic.state()[0].entries == 1
+
+
+async def test_a_cut_answer_is_not_kept(house: House) -> None:
+    house.model.broken = True
+    with pytest.raises(Failed):
+        await house.ask(FIRST)
+    house.model.broken = False
+    _, trail = await house.ask(FIRST)
+    assert not trail.cache[0].hit
+
+
+async def test_a_hit_is_not_kept_as_another_answer(house: House) -> None:
+    await house.ask(FIRST)
+    await house.ask(AGAIN)
+    assert house.semantic.state()[0].entries == 1
+
+
+async def test_a_changed_answer_to_the_same_words_replaces_the_old_one(house: House) -> None:
+    house.model.knows[FIRST] = "at the counter"
+    await house.ask(FIRST)
+    house.model.knows[FIRST] = "only in the app"
+    await house.ask(FIRST, directives=Directives(no_cache=True))
+    answer, _ = await house.ask(FIRST)
+    assert answer == "only in the app"
+    assert house.semantic.state()[0].entries == 1
+
+
+# --------------------------------------------------------------------------- learning
+
+
+async def test_the_models_answer_labels_its_neighbour(house: House) -> None:
+    house.policy = Static(2.0)
+    house.model.knows = {FIRST: "In the app.", AGAIN: "in the app", FIRST + " now": "by post"}
+    house.terms = replace(house.terms, volatile=None)
+    for question in house.model.knows:
+        await house.ask(question)
+    state = house.semantic.state()[0]
+    assert state.labels_by_source == {"equal": 1, "meaning": 1}
+    assert (state.entries, state.answers) == (3, 2)
+
+
+async def test_under_a_promise_hits_come_with_evidence() -> None:
+    """A thousand wordings of forty questions: the promised policy learns to serve them."""
+    house = House(policy=budgeted(Terms(max_error=0.05)))
+    served = wrong = 0
+    for number in range(1000):
+        topic = f"subject{number * 7 % 40} matter{number * 7 % 40}"
+        question = f"word{number % 23} explain {topic} extra{number % 17}"
+        house.model.knows[question] = f"all about {topic}"
+        answer, trail = await house.ask(question)
+        hit = trail.cache[0].hit
+        served += hit
+        wrong += hit and answer != f"all about {topic}"
+    promise = house.semantic.state()[0].promise
+    house.embedder.close()
+    assert promise is not None
+    assert promise.served == served > 100
+    assert wrong <= 50
+
+
+async def test_feedback_on_a_hit_counts_and_two_complaints_drop_it(house: House) -> None:
+    await house.ask(FIRST)
+    for _ in range(2):
+        _, trail = await house.ask(AGAIN)
+        assert house.semantic.feedback(trail.id, 0, tenant="default")
+    assert house.semantic.state()[0].entries == 0
+    assert house.semantic.state()[0].labels_by_source == {"feedback": 2}
+
+
+async def test_feedback_reaches_only_ones_own_hits_and_only_once(house: House) -> None:
+    await house.ask(FIRST)
+    _, trail = await house.ask(AGAIN)
+    assert not house.semantic.feedback(trail.id, 0, tenant="other")
+    assert house.semantic.feedback(trail.id, 1, tenant="default")
+    assert not house.semantic.feedback(trail.id, 1, tenant="default")
+    assert not house.semantic.feedback("unheard of", 1, tenant="default")
+
+
+# --------------------------------------------------------------------------- purge and bounds
+
+
+async def test_purge_drops_by_tag_scope_and_owner(house: House) -> None:
+    await house.ask("first thing of all", tags=("a",), tenant="ann")
+    await house.ask("second matter quite different", tags=("b",), tenant="bob")
+    await house.ask(call_of("third", scope="tenant:other"), tenant="cyd")
+    assert house.semantic.purge(tag="nothing") == 0
+    assert house.semantic.purge(tag="a") == 1
+    assert house.semantic.purge(owner="bob") == 1
+    assert house.semantic.purge(scope="tenant:other") == 1
+    assert sum(state.entries for state in house.semantic.state()) == 0
+
+
+async def test_one_owner_cannot_fill_the_cache() -> None:
+    house = House(bounds=Bounds(max_per_owner=3))
+    await house.ask("what the others asked before", tenant="ann")
+    for word in ("apple", "banana", "cherry", "damson", "elder"):
+        await house.ask(f"{word} {word}ish {word}like", tenant="mallory")
+    assert house.semantic.state()[0].entries == 4
+    _, trail = await house.ask("what the others asked before", tenant="bob")
+    house.embedder.close()
+    assert trail.cache[0].hit
+
+
+async def test_a_namespace_drops_its_oldest_beyond_its_bound() -> None:
+    house = House(bounds=Bounds(max_entries=2))
+    for word in ("apple", "banana", "cherry"):
+        await house.ask(f"{word} {word}ish {word}like")
+    _, trail = await house.ask("apple appleish applelike")
+    house.embedder.close()
+    assert not trail.cache[0].hit
+
+
+# --------------------------------------------------------------------------- do answers agree
+
+
+async def embed(text: str) -> Vector:
+    return bag_vector(text)
+
+
+class TestAgree:
+    @pytest.mark.parametrize(
+        ("fresh", "cached"),
+        [("Yes.", "yes"), ('{"a": 1, "b": 2}', '{"b":2,"a":1}'), ("It  is so!", "it is so")],
+    )
+    async def test_wording_alone_does_not_part_answers(self, fresh: str, cached: str) -> None:
+        assert (await agree("q", fresh, cached, embed=embed)).right
+
+    @pytest.mark.parametrize(
+        ("fresh", "cached"),
+        [("It costs 7 euros", "It costs 8 euros"), ("it is safe", "it is not safe"), ("1", "true")],
+    )
+    async def test_other_facts_do(self, fresh: str, cached: str) -> None:
+        label = await agree("q", fresh, cached, embed=embed)
+        assert (label.right, label.source) == (False, "facts")
+
+    async def test_meaning_decides_where_it_is_clear(self) -> None:
+        text = "you can pay the bill in the app or at any counter of ours in town"
+        near = await agree("q", text, text + " today", embed=embed)
+        far = await agree("q", text, "penguins sleep standing", embed=embed)
+        assert (near.right, near.source) == (True, "meaning")
+        assert (far.right, far.source) == (False, "meaning")
+
+    async def test_the_unclear_is_judged_and_without_a_judge_wrong(self) -> None:
+        pair = ("pay it in the app or by post", "pay it in the app or by phone please")
+
+        async def yes(question: str, fresh: str, cached: str) -> bool:
+            return True
+
+        alone = await agree("q", *pair, embed=embed)
+        judged = await agree("q", *pair, embed=embed, judge=yes)
+        assert (alone.right, alone.source) == (False, "unclear")
+        assert (judged.right, judged.source) == (True, "judge")
+
+    def test_empty_answers_are_the_same_answer(self) -> None:
+        label = at_a_glance("", "")
+        assert label is not None
+        assert label.right
