@@ -1,4 +1,9 @@
-"""The server that bench/gateway.py measures: everything but the engine, all layers on."""
+"""The server that bench/gateway.py measures: everything but the engine, all layers on.
+
+    python -m bench.gateway_server PORT [STORE [MEMORY_BYTES [PAUSE_S]]]
+
+PAUSE_S is what the fake model takes for each of its 35 pieces.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +21,10 @@ from gateway.server import build_server, run
 from gateway.settings import ExactCache, Model, Server, Settings, Tenant
 from tests.support.fake import FakeModel
 
+_DEFAULTS = ("", "memory://", str(64 << 20), "0")
 
-def settings_on(port: int) -> Settings:
+
+def settings_on(port: int, store: str, memory_bytes: int) -> Settings:
     tenant = Tenant(
         name="bench",
         keys=(hashlib.sha256(KEY.encode()).hexdigest(),),
@@ -27,14 +34,19 @@ def settings_on(port: int) -> Settings:
     return Settings(
         server=Server(port=port),
         models={name: Model(path=Path()) for name in ("small", "large")},
-        exact=ExactCache(store="memory://"),
+        exact=ExactCache(store=store, memory_bytes=memory_bytes),
         tenants=(tenant,),
     )
 
 
-def main(port: int) -> None:
-    settings = settings_on(port)
-    fakes = {name: FakeModel(lambda _: PIECES, name=name, keep=False) for name in settings.models}
+def main(
+    port: int, store: str = "memory://", memory_bytes: int = 64 << 20, pause_s: float = 0.0
+) -> None:
+    settings = settings_on(port, store, memory_bytes)
+    fakes = {
+        name: FakeModel(lambda _: PIECES, name=name, keep=False, pause_s=pause_s)
+        for name in settings.models
+    }
     cards = {name: ModelCard(name, "0" * 64, 8192, 0.5, 2.0) for name in fakes}
     with tempfile.TemporaryFile() as sink:
         writer = LineWriter(sink)
@@ -46,4 +58,5 @@ def main(port: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    port, store, memory_bytes, pause_s = [*sys.argv[1:], *_DEFAULTS[len(sys.argv) - 1 :]]
+    main(int(port), store, int(memory_bytes), float(pause_s))

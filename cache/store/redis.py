@@ -49,6 +49,7 @@ _BATCH: Final = 64
 _BATCH_BYTES: Final = 1 << 20
 _QUEUE_BYTES: Final = 16 << 20
 _TOUCHES: Final = 4_096
+_TOUCH_EVERY_S: Final = 0.05
 _SLICE: Final = 500
 
 _Rows: TypeAlias = list[tuple[bytes, bytes]]
@@ -84,6 +85,7 @@ class RedisStore:
         self._touched: dict[bytes, Recording] = {}
         self._recent: deque[_Written] = deque()
         self._wake = asyncio.Event()
+        self._urgent = asyncio.Event()
         self._idle = asyncio.Event()
         self._writing = asyncio.Lock()
         self._writer: asyncio.Task[None] | None = None
@@ -132,6 +134,7 @@ class RedisStore:
         self._pending_bytes += size
         self._idle.clear()
         self._wake.set()
+        self._urgent.set()
 
     async def purge(self, which: Which) -> int:
         queued = self._forget_queued(which)
@@ -193,6 +196,10 @@ class RedisStore:
         while True:
             await self._wake.wait()
             self._wake.clear()
+            with suppress(TimeoutError):  # what was used can be told later, together
+                async with asyncio.timeout(_TOUCH_EVERY_S):
+                    await self._urgent.wait()
+            self._urgent.clear()
             while self._pending or self._touched:
                 async with self._writing:
                     await self._write_batch()

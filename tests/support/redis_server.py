@@ -1,9 +1,8 @@
 """A Redis of the tests' own: a real server on a free port, in a folder of its own.
 
-    version 7   `redis-server` on the PATH (Debian bookworm: apt-get install redis-server)
-    version 8   another one: `REDIS8` names the program or its unpacked folder, or `redis-server` on
-                the PATH is one. tests/support/get_redis8.sh fetches Debian trixie's packages and
-                unpacks them into .redis8/, where they run with the loader that came with them.
+`sh tests/support/get_redis.sh` unpacks Debian's packages of both versions into .redis7/ and
+.redis8/, where they run with the loader that came with them; nothing is installed. Looked at in
+this order: `REDIS7` and `REDIS8` (a program, or a folder like those), the folders, the PATH.
 
 What is not there is skipped, with the sentence that says how to get it.
 """
@@ -27,37 +26,32 @@ import redis
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 30.0
 VERSIONS = (7, 8)
-_REMEDY = {
-    7: "no redis-server 7 on the PATH; Debian: apt-get install redis-server",
-    8: "no Redis 8 (REDIS8, .redis8/); on Debian: sh tests/support/get_redis8.sh",
-}
 
 
 def find(version: int) -> list[str]:
     """The command that starts this version. Skips the test where there is none."""
-    for command in _candidates():
+    for command in _candidates(version):
         if _version(command) == version:
             return command
-    pytest.skip(_REMEDY[version])
+    pytest.skip(f"there is no Redis {version}; on Debian: sh tests/support/get_redis.sh")
 
 
-def _candidates() -> list[list[str]]:
+def _candidates(version: int) -> list[list[str]]:
     found = []
+    for named in (os.environ.get(f"REDIS{version}"), ROOT / f".redis{version}"):
+        place = Path(named or "nowhere")
+        if place.is_file():
+            found.append([str(place)])
+        elif (place / "usr/bin/redis-server").exists():
+            found.append(_with_own_loader(place))
     on_path = shutil.which("redis-server")
-    if on_path:
-        found.append([on_path])
-    named = Path(os.environ.get("REDIS8", str(ROOT / ".redis8")))
-    if named.is_file():
-        found.append([str(named)])
-    elif (named / "usr/bin/redis-server").exists():
-        found.append(_with_own_loader(named))
-    return found
+    return [*found, [on_path]] if on_path else found
 
 
 def _with_own_loader(folder: Path) -> list[str]:
     """Packages of a newer Debian need its libc, which comes unpacked beside them."""
-    loaders = sorted(folder.glob("usr/lib*/**/ld-linux*.so.*"))
-    libraries = sorted({str(found.parent) for found in folder.glob("usr/lib/**/lib*.so.*")})
+    loaders = sorted(folder.glob("**/ld-linux*.so.*"))
+    libraries = sorted({str(found.parent) for found in folder.glob("**/lib*.so.*")})
     server = str(folder / "usr/bin/redis-server")
     return [str(loaders[0]), "--library-path", ":".join(libraries), server]
 
