@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,13 @@ from numpy.typing import NDArray
 from bench.cascade_data import embed
 from cascade.features import BEFORE, before
 from cascade.fit import Plan, embedding_plan, feature_plan, fit_gain, out_of_fold
-from cascade.judge import AFTER, after
+from cascade.gain import scores_of
+from cascade.judge import AFTER, Verdict, after
 from cascade.labels import Labelled, first_tokens, read_labels
 from cascade.promise import Promise, choose_cut, cuts_worth_testing, plug_in_cut
+from cascade.routes.base import Candidate, Question
+from cascade.routes.cautious import Cautious
+from engine.contract import Call
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]
@@ -147,10 +151,22 @@ def _our_scores(
     inputs = {name: tasks.inputs[name] for name in router.blocks}
     seen = {name: values[fit] for name, values in inputs.items()}
     sides = (tasks.small[fit], tasks.large[fit])
-    model = fit_gain(seen, _plans(router), *sides, rng=rng)
-    held = out_of_fold(seen, _plans(router), *sides, rng=rng)
-    estimates = model.estimate_many(inputs)
-    return estimates[:, 1] - estimates[:, 0], held[:, 1] - held[:, 0]
+    tokens = tasks.tokens[fit]
+    model = fit_gain(seen, _plans(router), *sides, rng=rng, tokens=tokens)
+    held = out_of_fold(seen, _plans(router), *sides, rng=rng, tokens=tokens)
+    return scores_of(model.estimate_many(inputs)), scores_of(held)
+
+
+def uncalibrated(tasks: Tasks, rows: Rows) -> Point:
+    """What `auto` does before anybody calibrated it (routes/cautious.py)."""
+    route, blank = Cautious(), Call("text", "auto", "bench")
+    asked = Question(blank, Candidate("small", 1), Candidate("large", 10))
+    kept = []
+    for row in rows:
+        tried = route.before(replace(asked, inputs={"before": tasks.inputs["before"][row]}))
+        verdict = Verdict("", tasks.inputs["after_k"][row])
+        kept.append(tried.judged and route.after(asked, (verdict,)).model == "small")
+    return _at(tasks, rows, np.array(kept))
 
 
 def _oracle(tasks: Tasks, rows: Rows, epsilon: float) -> Point:
@@ -182,6 +198,7 @@ def measure(tasks: Tasks, epsilon: float, seeds: int) -> list[dict[str, Any]]:
             for way, cut in (("plug-in", loose), ("promise", safe)):
                 kept = scores[test] <= cut
                 points.setdefault(f"{name}, {way}", []).append(_at(tasks, test, kept))
+        points.setdefault("uncalibrated auto", []).append(uncalibrated(tasks, test))
         points.setdefault("oracle", []).append(_oracle(tasks, test, epsilon))
     best = float(np.mean([point.avoided for point in points["oracle"]]))
     return [_row(name, found, best, epsilon) for name, found in points.items()]

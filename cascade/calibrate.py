@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 
 from cascade.features import BEFORE, before, question
 from cascade.fit import Plan, embedding_plan, feature_plan, fit_gain, out_of_fold
-from cascade.gain import Floats, GainModel
+from cascade.gain import Floats, GainModel, scores_of
 from cascade.judge import AFTER, after
 from cascade.labels import Labelled, first_tokens, groups_of
-from cascade.promise import Cut, Promise, Region, choose_cut, cuts_worth_testing, plug_in_cut
+from cascade.promise import Promise, Region, choose_cut, cuts_worth_testing, plug_in_cut
 from cascade.routes.learned import Quality, Scorer
 from engine.contract import Call
 
@@ -155,7 +155,7 @@ def retest(
 ) -> Quality:
     """The same gain models with a new cut, from fresh labels drawn where they matter.
 
-    `region` bounds g₀ − margin (`first_look`), which is never above the score that is cut, so it
+    `region` bounds s₀ − margin (`first_look`), which is never above the score that is cut, so it
     holds all that a cut up to `region.top` keeps; `region.share` comes from unlabelled traffic.
     None of the rows may have fitted the models."""
     scorer = route.scorer
@@ -168,19 +168,18 @@ def retest(
 
 
 def first_look(route: Quality, calls: Sequence[Call], *, embed: EmbedMany | None = None) -> Floats:
-    """g₀ − margin of unlabelled traffic: what `Region.at_most` counts, and what a call is sampled
+    """s₀ − margin of unlabelled traffic: what `Region.at_most` counts, and what a call is sampled
     by (`shadow.Sampling.wanted`)."""
     inputs: dict[str, NDArray[Any]] = {"before": np.array([before(call) for call in calls])}
     if embed is not None:
         inputs["embedding"] = embed(calls)
-    estimates = route.scorer.route.estimate_many(inputs)
     margin = route.scorer.margin if route.scorer.judge else 0.0
-    return np.asarray(estimates[:, 1] - estimates[:, 0] - margin)
+    return scores_of(route.scorer.route.estimate_many(inputs)) - margin
 
 
 @dataclass(frozen=True, slots=True)
 class _Looks:
-    """g₀ and g₁ of some rows; g₁ is None where nothing is judged."""
+    """s₀ and s₁ of some rows; g₁ is None where nothing is judged."""
 
     first: Floats
     judged: Floats | None
@@ -196,6 +195,7 @@ class _Table:
     large: Floats
     chars: Floats
     groups: NDArray[np.int64]
+    tokens: Floats | None
 
     @classmethod
     def of(cls, rows: Sequence[Labelled], aim: Aim, embed: EmbedMany | None) -> _Table:
@@ -210,6 +210,7 @@ class _Table:
             np.array([row.large for row in rows]),
             np.array([float(len(question(row.call))) for row in rows]),
             np.array(groups_of(rows)),
+            np.array([row.tokens for row in rows]) if all(row.tokens for row in rows) else None,
         )
 
     @property
@@ -219,6 +220,9 @@ class _Table:
 
     def names(self, judged: bool) -> list[str]:
         return [name for name in self.inputs if judged or name != "after"]
+
+    def lengths(self, rows: NDArray[np.int64]) -> Floats | None:
+        return None if self.tokens is None else self.tokens[rows]
 
     def take(self, rows: NDArray[np.int64], judged: bool) -> dict[str, NDArray[Any]]:
         return {name: self.inputs[name][rows] for name in self.names(judged)}
@@ -248,18 +252,19 @@ def _halves(
 
 
 def _out_of_fold(table: _Table, rows: NDArray[np.int64], rng: np.random.Generator) -> _Looks:
-    def gains(judged: bool) -> Floats:
+    def scores(judged: bool) -> Floats:
         estimates = out_of_fold(
             table.take(rows, judged),
             table.plans(judged),
             table.small[rows],
             table.large[rows],
             rng=rng,
+            tokens=table.lengths(rows),
             groups=table.groups[rows],
         )
-        return np.asarray(estimates[:, 1] - estimates[:, 0])
+        return scores_of(estimates)
 
-    return _Looks(gains(False), gains(True) if "after" in table.inputs else None)
+    return _Looks(scores(False), scores(True) if "after" in table.inputs else None)
 
 
 def _fit_scorer(
@@ -269,19 +274,19 @@ def _fit_scorer(
         inputs, plans = table.take(rows, judged), table.plans(judged)
         embedder = aim.embedder if "embedding" in inputs else ""
         sides = (table.small[rows], table.large[rows])
-        return fit_gain(inputs, plans, *sides, rng=rng, embedder=embedder)
+        tokens = table.lengths(rows)
+        return fit_gain(inputs, plans, *sides, rng=rng, tokens=tokens, embedder=embedder)
 
     judge = fit(True) if "after" in table.inputs else None
     return Scorer(fit(False), judge, aim.hold_tokens)
 
 
 def _looks(scorer: Scorer, table: _Table, rows: NDArray[np.int64]) -> _Looks:
-    def gains(model: GainModel, judged: bool) -> Floats:
-        estimates = model.estimate_many(table.take(rows, judged))
-        return np.asarray(estimates[:, 1] - estimates[:, 0])
+    def scores(model: GainModel, judged: bool) -> Floats:
+        return scores_of(model.estimate_many(table.take(rows, judged)))
 
-    judged = gains(scorer.judge, True) if scorer.judge else None
-    return _Looks(gains(scorer.route, False), judged)
+    judged = scores(scorer.judge, True) if scorer.judge else None
+    return _Looks(scores(scorer.route, False), judged)
 
 
 def _best_margin(looks: _Looks, losses: Floats, aim: Aim) -> float:
@@ -342,8 +347,3 @@ def _share_at(score: Floats, losses: Floats, epsilon: float) -> float:
 def _random_share(losses: Floats, epsilon: float) -> float:
     gap = float(losses.mean())
     return 0.0 if gap <= epsilon else 1.0 - epsilon / gap
-
-
-def no_promise(route: Quality) -> Quality:
-    """The same policy, always-large: what a stale or foreign calibration is replaced by."""
-    return replace(route, cut=Cut(-math.inf, False, route.cut.labels, 1.0, 0.0, 1.0))

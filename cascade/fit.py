@@ -60,12 +60,15 @@ def fit_gain(
     large: Floats,
     *,
     rng: np.random.Generator,
+    tokens: Floats | None = None,
     embedder: str = "",
 ) -> GainModel:
-    """inputs: block name → [n, d]. `small`, `large` [n] in [0, 1]: how right each model was."""
+    """inputs: block name → [n, d]. `small`, `large` [n] in [0, 1]: how right each model was.
+    `tokens` [n]: of the large model's answers; without them all count as equally long."""
     mapped = [_map_block(name, plan, inputs[name], rng) for name, plan in plans.items()]
     features = np.concatenate([part.features for part in mapped], axis=1)
-    targets = np.stack([small, large], axis=1)
+    logs = np.zeros(len(small)) if tokens is None else np.log1p(tokens)
+    targets = np.stack([small, large, logs - logs.mean()], axis=1)
     offset, coefficients = _ridge(features, targets)
     blocks, at = [], 0
     for part in mapped:
@@ -83,19 +86,21 @@ def out_of_fold(
     large: Floats,
     *,
     rng: np.random.Generator,
+    tokens: Floats | None = None,
     groups: NDArray[np.int64] | None = None,
     folds: int = 5,
 ) -> Floats:
-    """[n, 2]: each row estimated by a model that saw neither it nor its group (conversation)."""
+    """[n, 3]: each row estimated by a model that saw neither it nor its group (conversation)."""
     of_row = np.arange(len(small)) if groups is None else groups
     fold_of = rng.permutation(int(of_row.max()) + 1) % folds
-    estimates = np.zeros((len(small), 2))
+    estimates = np.zeros((len(small), 3))
     for fold in range(folds):
         held = fold_of[of_row] == fold
         if not held.any():
             continue
         seen = {name: values[~held] for name, values in inputs.items()}
-        model = fit_gain(seen, plans, small[~held], large[~held], rng=rng)
+        rest = None if tokens is None else tokens[~held]
+        model = fit_gain(seen, plans, small[~held], large[~held], rng=rng, tokens=rest)
         estimates[held] = model.estimate_many({name: v[held] for name, v in inputs.items()})
     return estimates
 

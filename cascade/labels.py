@@ -3,7 +3,8 @@
 A file of JSON lines, one request each:
 
     {"messages": [{"role": "user", "content": "…"}], "small": {"score": 1, "text": "…",
-     "logprobs": [-0.1, …], "finish": "stop"}, "large": {"score": 1}, "conversation": "c17"}
+     "logprobs": [-0.1, …], "finish": "stop"}, "large": {"score": 1, "tokens": 9},
+     "conversation": "c17"}
 
 `prompt` may stand for `messages`. A score is true, false or a number in [0, 1]; a bare score may
 stand for the object. Text and log-probabilities of the small answer are what the judge learns from;
@@ -35,6 +36,8 @@ class Labelled:
     large: float
     answer: Answered | None = None
     conversation: str = ""
+    tokens: float = 0.0
+    """Of the large model's answer; 0: not told."""
 
 
 def read_labels(lines: Iterable[str]) -> list[Labelled]:
@@ -57,7 +60,8 @@ def _row(raw: dict[str, Any], number: int) -> Labelled:
         logprobs = tuple(float(value) for value in small.get("logprobs") or ())
         answer = Answered(str(small["text"]), logprobs, small.get("finish", "stop"))
     conversation = str(raw.get("conversation", f"line {number}"))
-    return Labelled(_call(raw), _score(small), _score(large), answer, conversation)
+    tokens = float(large.get("tokens", 0))
+    return Labelled(_call(raw), _score(small), _score(large), answer, conversation, tokens)
 
 
 def _call(raw: dict[str, Any]) -> Call:

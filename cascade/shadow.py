@@ -138,7 +138,7 @@ class Shadow:
         except AnswerError:
             return None
         grades = await self._grade(call, small.text, large.text)
-        return None if grades is None else write_label(call, small, grades)
+        return None if grades is None else write_label(call, small, large, grades)
 
 
 async def _whole(answerer: Answerer, call: Call) -> Answered:
@@ -151,7 +151,7 @@ async def _whole(answerer: Answerer, call: Call) -> Answered:
     return answered
 
 
-def write_label(call: Call, small: Answered, grades: Grades) -> str:
+def write_label(call: Call, small: Answered, large: Answered, grades: Grades) -> str:
     """A row as labels.read_labels reads it."""
     row: dict[str, object] = {
         "small": {
@@ -160,7 +160,7 @@ def write_label(call: Call, small: Answered, grades: Grades) -> str:
             "logprobs": [round(value, 4) for value in small.logprobs],
             "finish": small.finish,
         },
-        "large": {"score": grades.large},
+        "large": {"score": grades.large, "tokens": len(large.logprobs)},
     }
     if call.kind == "text":
         row["prompt"] = call.prompt

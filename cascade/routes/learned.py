@@ -1,10 +1,11 @@
 """The quality policy: the small model wherever the promise allows it.
 
-Score. Before token 1 the gain model says how much better the large model would do, g₀. Where that
-is clear the large model is asked at once. Otherwise the small one answers, and the judge's model,
-which knows the answer's first tokens as well, says g₁. A request goes to the large model when
+Score. Before token 1 the gain model says how much better the large model would do, weighed by how
+long its answer would be (gain.scores_of): s₀. Where that is clear the large model is asked at once.
+Otherwise the small one answers, and the judge's model, which knows the answer's first tokens as
+well, says s₁. A request goes to the large model when
 
-    max(g₀ − margin, g₁) > cut
+    max(s₀ − margin, s₁) > cut
 
 so one number decides, one cut is calibrated, and a lower cut sends a superset: the family that
 Learn then Test walks along (promise.py). The margin says how sure the first look must be to save
@@ -15,8 +16,8 @@ deviation towards the large model keeps the promise: where it already holds the 
 prefix and is cheaper for that, where a conversation would be passed down for little, where the
 small model's answer is broken. No deviation goes the other way.
 
-Rejected. Scoring gain per dollar of each request: the ranking would depend on what the prefix tree
-holds at that moment, and the labels of another moment would promise nothing.
+Rejected. Scoring gain per dollar, cached prefix included: the order would depend on what the prefix
+tree holds at that moment, and the labels of another moment would promise nothing.
 """
 
 from __future__ import annotations
@@ -24,20 +25,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cascade.conversation import Turn
-from cascade.gain import GainModel
+from cascade.gain import Estimate, GainModel
 from cascade.judge import Verdict
 from cascade.promise import Cut, Promise
 from cascade.routes.base import Choice, Question
 
 MARGIN = 0.15
-"""How much further above the cut g₀ must be than g₁: as much as a judge's look usually moves it."""
+"""How much further above the cut s₀ must be than s₁: as much as a judge's look usually moves it."""
 SETTLED = 0.05
 """A conversation that is with the large model comes down only this far below the cut."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scorer:
-    """g₀ and g₁. Without `judge` the decision is made before token 1. Both look at the same
+    """s₀ and s₁. Without `judge` the decision is made before token 1. Both look at the same
     `hold_tokens` in calibration as here, or the scores would not be the ones that were tested."""
 
     route: GainModel
@@ -80,10 +81,9 @@ class Quality:
             return Choice(large.model, f"{self.name}: no embedding, so no score; large is safe")
         if small.cost_nano >= large.cost_nano:
             return Choice(large.model, f"{self.name}: large costs no more here; {question.costs}")
-        gain = self.scorer.route.estimate(question.inputs).gain
-        return self._first_look(question, gain)
+        return self._first_look(question, self.scorer.route.estimate(question.inputs))
 
-    def _first_look(self, question: Question, gain: float) -> Choice:
+    def _first_look(self, question: Question, estimate: Estimate) -> Choice:
         judged = self.scorer.judge is not None
         limit = self.cut.threshold + (self.scorer.margin if judged else 0.0)
         with_large = question.standing.turn is Turn.LATER and (
@@ -91,8 +91,9 @@ class Quality:
         )
         if with_large:
             limit = self.cut.threshold - SETTLED
-        told = f"{self.name}: gain {gain:+.3f}, cut {limit:+.3f}; {question.costs}"
-        if gain > limit:
+        seen = f"gain {estimate.gain:+.3f}, score {estimate.score:+.3f}"
+        told = f"{self.name}: {seen}, cut {limit:+.3f}; {question.costs}"
+        if estimate.score > limit:
             stays = "; the conversation stays" if with_large else ""
             return Choice(question.large.model, told + stays)
         return Choice(question.small.model, told, judged)
@@ -104,11 +105,11 @@ class Quality:
             if verdict.broken:
                 reason = f"{self.name}: escalated, {verdict.broken}"
                 return Choice(question.large.model, reason)
-        gain = max(
-            judge.estimate({**question.inputs, "after": verdict.features}).gain
+        score = max(
+            judge.estimate({**question.inputs, "after": verdict.features}).score
             for verdict in verdicts
         )
-        told = f"{self.name}: judged gain {gain:+.3f}, cut {self.cut.threshold:+.3f}"
-        if gain > self.cut.threshold:
+        told = f"{self.name}: judged score {score:+.3f}, cut {self.cut.threshold:+.3f}"
+        if score > self.cut.threshold:
             return Choice(question.large.model, f"{told}, escalated; {question.costs}")
         return Choice(question.small.model, f"{told}, kept; {question.costs}")

@@ -29,9 +29,9 @@ def gain_of(feature: str, names: tuple[str, ...], block: str, weight: float = 1.
         (np.zeros(len(names), dtype=np.float32), scale),
         gamma=4.0,
         landmarks=landmark,
-        coefficients=np.array([[0.0, weight]], dtype=np.float32),
+        coefficients=np.array([[0.0, weight, 0.0]], dtype=np.float32),
     )
-    return GainModel((made,), np.array([0.0, -weight / 2]), labels=500)
+    return GainModel((made,), np.array([0.0, -weight / 2, 0.0]), labels=500)
 
 
 CODE_GAINS = gain_of("code", BEFORE, "before")

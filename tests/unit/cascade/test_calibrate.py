@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,6 @@ from cascade.calibrate import (
     TooFewLabels,
     calibrate,
     first_look,
-    no_promise,
     retest,
 )
 from cascade.features import question
@@ -179,7 +179,8 @@ def test_a_stored_policy_decides_as_before(found: Calibration) -> None:
 
 
 def test_a_policy_without_a_promise_survives_the_file(found: Calibration) -> None:
-    policy = read_policy(write_policy("a", "f", no_promise(found.route)))
+    nothing = replace(found.route.cut, threshold=-math.inf, promised=False)
+    policy = read_policy(write_policy("a", "f", replace(found.route, cut=nothing)))
     assert policy.route.cut.threshold == -math.inf
     assert not policy.route.cut.promised
 

@@ -9,7 +9,7 @@ import pytest
 
 from cascade.features import BEFORE
 from cascade.fit import Plan, embedding_plan, feature_plan, fit_gain, out_of_fold
-from cascade.gain import GainModel, ModelFileError, read_model
+from cascade.gain import Estimate, GainModel, ModelFileError, read_model
 
 NAMES = ("difficulty", "noise")
 
@@ -40,7 +40,7 @@ def test_the_gain_grows_with_what_makes_small_fail() -> None:
 def test_one_and_many_are_estimated_alike() -> None:
     model, (x, _, _) = fitted(), made_up()
     many = model.estimate_many({"before": x[:5]})
-    for row, (small, large) in zip(x[:5], many, strict=True):
+    for row, (small, large, _) in zip(x[:5], many, strict=True):
         one = model.estimate({"before": row})
         assert (one.small, one.large) == pytest.approx((small, large), abs=1e-5)
 
@@ -81,6 +81,24 @@ def test_a_group_is_never_on_both_sides() -> None:
         held = out_of_fold({"before": x}, plans, noise, noise, rng=rng, groups=groups)
         apart[name] = float(np.mean((held[:, 0] - noise) ** 2))
     assert apart["alone"] < 0.2 < 0.24 < apart["grouped"]
+
+
+def test_of_two_equal_gains_the_longer_answer_is_the_dearer() -> None:
+    rng = np.random.default_rng(4)
+    x, small, large = made_up()
+    tokens = np.exp(3.0 + x[:, 1] + 0.1 * rng.normal(size=len(x)))
+    plans = {"before": feature_plan(NAMES)}
+    inputs = {"before": x}
+    model = fit_gain(inputs, plans, small, large, rng=rng, tokens=tokens)
+    short, long = (model.estimate({"before": np.array([2.0, at])}) for at in (-1.0, 1.0))
+    assert short.length < -0.5 < 0.5 < long.length
+    assert short.gain == pytest.approx(long.gain, abs=0.2)
+    assert long.score < short.score
+
+
+def test_a_negative_gain_counts_more_the_longer() -> None:
+    assert Estimate(0.9, 0.8, 1.0).score < Estimate(0.9, 0.8, 0.0).score == pytest.approx(-0.1)
+    assert Estimate(0.5, 0.9, 9.0).score == Estimate(0.5, 0.9, 3.0).score
 
 
 def test_a_constant_feature_does_no_harm() -> None:

@@ -63,6 +63,7 @@ async def test_both_models_answer_and_the_row_is_a_label() -> None:
     assert row.answer is not None
     assert row.answer.text == "Paris"
     assert row.answer.logprobs == (-0.5,)
+    assert row.tokens == 1
     assert (scene.small.calls[0].model, scene.large.calls[0].model) == ("s", "l")
     assert scene.small.calls[0].n == 1
     assert scene.small.trails[0].share < 1.0, "real requests go first"
