@@ -133,7 +133,10 @@ class Shelf:
         except Exception as error:  # noqa: BLE001  a cache never fails a request
             self._book_fault("get", error)
             return _FAULT
-        return _MISS if recording is None else self._judge(recording, terms, asked)
+        if recording is None or recording.scope != call.scope:
+            # The key says so too; what a damaged or shared store gives back is looked at twice.
+            return _MISS
+        return self._judge(recording, terms, asked)
 
     def _judge(self, recording: Recording, terms: Terms, asked: Directives) -> Found:
         age_s = max(0.0, self._clock() - recording.stored_at)

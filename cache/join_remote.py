@@ -7,11 +7,11 @@ Choice. Below the join, so once per gateway and flight, a call claims its flight
 
     claim ─┬─ lease is free ─► lead     compute, pass on, publish (cache/shared_log.py)
            ├─ somebody leads ─► follow  read the leader's log from its beginning, then live
-           └─ no answer ─────► alone    compute as if there were no other gateway
+           └─ Redis is away ─► alone    compute as if there were no other gateway
 
 - A claim is one round trip within the request's patience. Followers wait on purpose, so they have
   no such deadline: they give up when Redis leaves them without a reply (BLOCK_S) or the leader is
-  silent (SILENCE_S, some three heartbeats).
+  silent (SILENCE_S, some three heartbeats; its first post has to come sooner).
 - The leader's answer does not depend on its log: what cannot be published is not, and followers
   notice.
 - Who loses its leader claims again, naming the token that it lost: the first one to do so takes
@@ -81,6 +81,7 @@ class _Claim:
 
 
 _ALONE: Final = _Claim("alone")
+_LEAD: Final = _Claim("lead")
 _Channel: TypeAlias = tuple[int, str]
 
 
@@ -137,9 +138,11 @@ class SharedJoin:
         try:
             [holder] = await self._line.ask(("EVAL", _CLAIM, 1, names.lease, token, lost, lease_ms))
         except StoreFault:
-            return _ALONE
+            # It may have been heard all the same. Posts are fenced by the lease: if it is not
+            # ours the first one says so, and if it is, nobody follows an empty log.
+            return _LEAD if self._line.breaker.closed else _ALONE
         if holder is None:
-            return _Claim("lead")
+            return _LEAD
         return _Claim("follow", holder) if isinstance(holder, bytes) else _ALONE
 
     async def _lead(self, names: FlightNames, token: bytes, computed: Answer) -> Answer:

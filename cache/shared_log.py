@@ -35,6 +35,8 @@ from engine.contract import Burst, Delta, End, Event, Finish, Start, Usage
 
 BEAT_S: Final = 0.3
 SILENCE_S: Final = 1.0
+FIRST_S: Final = 0.5
+"""A leader posts as soon as it has claimed, whether or not it has anything to say."""
 LEASE_S: Final = 1.0
 LOG_S: Final = 10.0
 PACE_S: Final = 0.02
@@ -266,7 +268,7 @@ async def read_log(
     number, heard_at = 0, clock()
     while True:
         posts = await _next_posts(line, names.log(token), position)
-        if not posts and clock() - heard_at > SILENCE_S:
+        if not posts and clock() - heard_at > (SILENCE_S if number else FIRST_S):
             raise LogLost("The leader fell silent.")
         for identity, raw in posts:
             post = _checked(raw, number, names.key)

@@ -36,7 +36,7 @@ from typing import Final, TypeAlias
 from cache.key import family_of
 from cache.replay import OBJECT_BYTES, Recording
 from cache.store import redis_index as index
-from cache.store.base import Clock, StoreFault, StoreStats, Which
+from cache.store.base import Clock, Labels, StoreFault, StoreStats, Which
 from cache.store.purge_feed import PurgeFeed
 from cache.store.redis_index import Family
 from cache.store.redis_line import Command, RedisLine, is_refusal
@@ -49,6 +49,7 @@ _BATCH: Final = 64
 _BATCH_BYTES: Final = 1 << 20
 _QUEUE_BYTES: Final = 16 << 20
 _TOUCHES: Final = 4_096
+_RECENT: Final = 20_000
 _TOUCH_EVERY_S: Final = 0.05
 _SLICE: Final = 500
 
@@ -60,7 +61,7 @@ _Rows: TypeAlias = list[tuple[bytes, bytes]]
 class _Written:
     at: float
     key: bytes
-    recording: Recording
+    labels: Labels
 
 
 class RedisStore:
@@ -83,7 +84,7 @@ class RedisStore:
         self._pending: dict[bytes, Recording] = {}
         self._pending_bytes = 0
         self._touched: dict[bytes, Recording] = {}
-        self._recent: deque[_Written] = deque()
+        self._recent: deque[_Written] = deque(maxlen=_RECENT)
         self._wake = asyncio.Event()
         self._urgent = asyncio.Event()
         self._idle = asyncio.Event()
@@ -244,7 +245,8 @@ class RedisStore:
             self._pending_bytes -= _queued_bytes(old)
 
     def _book_recent(self, puts: list[tuple[bytes, Recording]], now: float) -> None:
-        self._recent.extend(_Written(now, key, recording) for key, recording in puts)
+        for key, one in puts:
+            self._recent.append(_Written(now, key, index.Row(one.scope, one.model, one.tags)))
         while self._recent and self._recent[0].at < now - RECENT_S:
             self._recent.popleft()
 
@@ -260,7 +262,7 @@ class RedisStore:
     async def _hear_of_purge(self, which: Which) -> None:
         self._forget_queued(which)
         async with self._writing:
-            recent = {w.key for w in self._recent if which.matches(w.key, w.recording)}
+            recent = {w.key for w in self._recent if which.matches(w.key, w.labels)}
             for key in recent:
                 await self._forget(Family.of(key), [index.member_of(key)])
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from cache.exact import Exact, Record, Shelf, Terms
+from cache.key import key_of
 from cache.replay import Recording
 from cache.store.base import StoreFault, StoreStats, Which
 from cache.store.memory import MemoryStore
@@ -333,3 +334,16 @@ async def test_a_burst_unrolls_to_what_was_streamed(house: House) -> None:
     streamed = [event async for event in house.ask(call_of(), trail_of())]
     replayed = [e async for event in house.ask(call_of(), trail_of()) for e in unroll(event)]
     assert replayed[1:-1] == streamed[1:-1]
+
+
+async def test_what_a_store_gives_back_of_another_scope_is_a_miss(house: House) -> None:
+    """A damaged store, or one that others write to, puts a stranger's answer under our key."""
+    mine, theirs = call_of(scope="tenant:mine"), call_of(scope="tenant:theirs")
+    await hear(house.exact(theirs, Trail("t")))
+    stored = await house.store.get(key_of(theirs))
+    assert stored is not None
+    await house.store.put(key_of(mine), stored)
+    trail = Trail("m")
+    await hear(house.exact(mine, trail))
+    assert len(house.inner.calls) == 2
+    assert not trail.cache[0].hit

@@ -16,8 +16,9 @@ import pytest
 from cache.join_remote import Heard, SharedJoin
 from cache.key import key_of
 from cache.shared_log import FlightNames
+from cache.store.base import StoreFault
 from cache.store.redis_index import Family
-from cache.store.redis_line import RedisLine
+from cache.store.redis_line import Command, RedisLine
 from engine.contract import (
     AnswerError,
     CacheStatus,
@@ -408,3 +409,22 @@ async def test_tool_calls_are_compared_one_by_one() -> None:
     changed = [full[0], Delta(0, "tool", first[:-2] + " }}"), *full[2:]]
     with pytest.raises(AnswerError):
         await continued(full[:2], changed)
+
+
+async def test_a_claim_that_was_heard_after_all_is_led(server: RedisServer) -> None:
+    """Its reply came too late; others see the lease and have to find a log."""
+    async with gateways(server) as (one, two):
+        ask = one.line.ask
+
+        async def lose_the_reply(*commands: Command) -> list[object]:
+            await ask(*commands)
+            raise StoreFault("No answer from Redis within 25 ms.")
+
+        one.line.ask = lose_the_reply  # type: ignore[method-assign]
+        one.ask()
+        run = await one.run()
+        follower = two.ask()
+        await run.say(*EVENTS, None)
+        await eventually(follower.task.done)
+        assert said(follower.heard) == "abc"
+        assert not two.model.runs
