@@ -58,6 +58,11 @@ clean:  ## remove .venv, caches and the embedded state
 	$(BIN)/python -m pip install -e '.[fast]'
 	@touch $@
 
-.venv/.dev: pyproject.toml | .venv/.run
+.venv/.dev: pyproject.toml | .venv/.run .redis7
 	$(BIN)/python -m pip install -e '.[fast,dev,peers,train]'
 	@touch $@
+
+# Real Redis servers for the tests, unpacked beside the code; without them those tests are skipped.
+.redis7:
+	-@sh tests/support/get_redis.sh > /dev/null || \
+	  echo "No Redis of the tests' own (needs Debian's apt): tests that want one will be skipped."

@@ -5,7 +5,13 @@
 # no root, and no service is started.
 set -eu
 root=$(cd "$(dirname "$0")/../.." && pwd)
-mirror=${DEBIAN_MIRROR:?}
+# The mirror that this machine uses already; DEBIAN_MIRROR names another.
+mirror=${DEBIAN_MIRROR:-$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' |
+  grep -v security | head -n 1)}
+if [ -z "$mirror" ]; then
+  echo "No Debian mirror is known here: run apt-get update, or set DEBIAN_MIRROR." >&2
+  exit 1
+fi
 
 unpack() { # VERSION SUITE
   work=$(mktemp -d)
