@@ -172,8 +172,9 @@ class RedisLine:
             purse.left_s -= self._clock() - started
         if not call.done():
             # Who had little left says nothing about Redis.
-            self._book_failure(waits_s > self.patience_s / 2)
-            raise StoreFault(f"No answer from Redis within {waits_s * 1e3:.0f} ms.")
+            why = f"No answer from Redis within {waits_s * 1e3:.0f} ms."
+            self._book_failure(why, waits_s > self.patience_s / 2)
+            raise StoreFault(why)
         return self._settle(call)
 
     async def work(self, *commands: Command, timeout_s: float = WORK_S) -> list[Any]:
@@ -189,7 +190,7 @@ class RedisLine:
             async with asyncio.timeout(timeout_s):
                 return await _pipeline(self._patient, commands)
         except Exception as error:
-            raise StoreFault(f"Redis failed: {error or type(error).__name__}") from error
+            raise StoreFault(f"Redis failed: {str(error) or type(error).__name__}.") from error
 
     async def scan(self, pattern: bytes, kind: str) -> AsyncIterator[bytes]:
         """Keys of one Redis type, on all nodes. Takes as long as Redis has keys."""
@@ -198,8 +199,7 @@ class RedisLine:
             async for key in client.scan_iter(match=pattern, count=1000, _type=kind):
                 yield key
         except Exception as error:
-            self._book_failure(True)
-            raise StoreFault(f"Redis could not be searched: {error}") from error
+            raise self._failed(error) from error
 
     def _require_open(self) -> Client:
         if self._client is None:
@@ -216,8 +216,7 @@ class RedisLine:
             async with asyncio.timeout(timeout_s):
                 replies = await _pipeline(self._require_open(), commands)
         except Exception as error:
-            self._book_failure(True)
-            raise StoreFault(f"Redis failed: {error or type(error).__name__}") from error
+            raise self._failed(error) from error
         self.breaker.success()
         return replies
 
@@ -233,19 +232,23 @@ class RedisLine:
     def _settle(self, call: asyncio.Task[list[Any]]) -> list[Any]:
         error = call.exception()
         if error is not None:
-            self._book_failure(True)
-            raise StoreFault(f"Redis failed: {error or type(error).__name__}") from error
+            raise self._failed(error) from error
         self.breaker.success()
         return call.result()
 
     # ------------------------------------------------------------------ failing
 
-    def _book_failure(self, counts: bool) -> None:
+    def _failed(self, error: BaseException) -> StoreFault:
+        fault = StoreFault(f"Redis failed: {str(error) or type(error).__name__}.")
+        self._book_failure(str(fault))
+        return fault
+
+    def _book_failure(self, why: str, counts: bool = True) -> None:
         self.faults += 1
         if counts:
             self.breaker.failure()
         if not self.breaker.closed and (self._probe is None or self._probe.done()):
-            self._on_event("Redis does not answer: the shared cache is out of use until it does.")
+            self._on_event(f"{why} The shared cache is out of use until Redis answers in time.")
             self._probe = asyncio.create_task(self._try_again(), name="redis-probe")
 
     async def _try_again(self) -> None:
