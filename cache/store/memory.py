@@ -22,6 +22,10 @@ against 25 % under scans (room for 5 %); it gives up byte hit rate for that, 34 
     hit      raise the entry's priority, O(1)     a hit leaves the heap alone, and an eviction puts
     evict    pop; risen since? push again         back what has risen since, O(log n) each
 
+One scope may hold more than its share only while there is room: when a full store takes an entry of
+a scope that is over it, entries of that same scope leave, lowest first. So who floods the store
+with answers, however dear, pushes out their own and never the rest of other tenants' or users'.
+
 Rejected: LRU, LFU (no ageing), sampling like Redis's (as good, but its tests are statistical),
 W-TinyLFU (admission by frequency, blind to cost and size).
 
@@ -35,6 +39,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import time
+from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -43,6 +48,10 @@ from cache.replay import Recording
 from cache.store.base import Clock, StoreStats, Which
 
 MAX_USES: Final = 64
+SCOPE_SHARE: Final = 0.5
+_PASSES: Final = 64
+"""Entries of others that are passed over in search of one of a scope over its share. It holds half
+of the bytes or so, and one is found after a few; if not, the lowest of all leaves."""
 _PURGE_SLICE: Final = 2_000
 """Entries looked at by a purge before it lets other requests run (about 1 ms)."""
 
@@ -62,11 +71,18 @@ class MemoryStore:
     """See the head of this file. Everything but a long purge is done without waiting."""
 
     def __init__(
-        self, max_bytes: int, *, clock: Clock = time.time, max_uses: int = MAX_USES
+        self,
+        max_bytes: int,
+        *,
+        clock: Clock = time.time,
+        max_uses: int = MAX_USES,
+        scope_share: float = SCOPE_SHARE,
     ) -> None:
         self._max_bytes = max_bytes
         self._clock = clock
         self._max_uses = max_uses
+        self._fair_bytes = scope_share * max_bytes
+        self._scope_bytes: Counter[str] = Counter()
         self._entries: dict[bytes, _Entry] = {}
         self._heap: list[tuple[float, int, bytes]] = []
         self._pushed = 0
@@ -113,10 +129,10 @@ class MemoryStore:
         uses = 1 if old is None else old.uses
         entry = _Entry(key, recording, self._priority(recording, size, uses), size, uses)
         self._entries[key] = entry
-        self._held_bytes += size
+        self._count(entry, size)
         self._push(entry)
         recording.memo.grew = partial(self._weigh_again, entry)
-        self._make_room()
+        self._make_room(recording.scope)
 
     async def purge(self, which: Which) -> int:
         if which.key is not None:
@@ -152,23 +168,43 @@ class MemoryStore:
 
     def _weigh_again(self, entry: _Entry) -> None:
         """A renderer kept a fragment: the entry is larger now, and others may have to leave."""
-        self._held_bytes -= entry.held_bytes
-        entry.held_bytes = entry.recording.held_bytes
-        self._held_bytes += entry.held_bytes
-        self._make_room()
+        grown = entry.recording.held_bytes - entry.held_bytes
+        entry.held_bytes += grown
+        self._count(entry, grown)
+        self._make_room(entry.recording.scope)
 
-    def _make_room(self) -> None:
+    def _count(self, entry: _Entry, held_bytes: int) -> None:
+        scope = entry.recording.scope
+        self._held_bytes += held_bytes
+        self._scope_bytes[scope] += held_bytes
+        if not self._scope_bytes[scope]:
+            del self._scope_bytes[scope]
+
+    def _make_room(self, scope: str) -> None:
+        """Because of an entry of `scope`."""
         while self._held_bytes > self._max_bytes:
+            passed: list[_Entry] = []
+            victim = self._lowest()
+            if self._scope_bytes[scope] > self._fair_bytes:
+                while victim.recording.scope != scope and len(passed) < _PASSES:
+                    passed.append(victim)
+                    victim = self._lowest()
+            self._age = passed[0].priority if passed else victim.priority
+            self._remove(victim)
+            for entry in passed:
+                self._push(entry)
+            self._evicted += 1
+
+    def _lowest(self) -> _Entry:
+        """Take the entry with the lowest priority off the heap."""
+        while True:
             priority, slot, key = heapq.heappop(self._heap)
             entry = self._entries.get(key)
             if entry is None or entry.slot != slot:
                 continue
-            if entry.priority > priority:
-                self._push(entry)
-                continue
-            self._age = priority
-            self._remove(entry)
-            self._evicted += 1
+            if entry.priority <= priority:
+                return entry
+            self._push(entry)
 
     def _push(self, entry: _Entry) -> None:
         self._pushed += 1
@@ -177,7 +213,7 @@ class MemoryStore:
 
     def _remove(self, entry: _Entry) -> None:
         del self._entries[entry.key]
-        self._held_bytes -= entry.held_bytes
+        self._count(entry, -entry.held_bytes)
         entry.recording.memo.grew = None
         if len(self._heap) > 2 * len(self._entries) + 64:
             self._sweep_heap()

@@ -111,3 +111,26 @@ async def test_bytes_held_are_about_the_bytes_taken(words: int) -> None:
     held = (await store.stats()).held_bytes
 
     assert 0.97 * taken <= held <= 1.25 * taken
+
+
+async def test_a_scope_that_floods_the_store_pushes_out_its_own() -> None:
+    store = store_of(200_000)
+    kept = [key_number(number, "tenant:quiet") for number in range(20)]
+    for key in kept:
+        await store.put(key, recording_of("kept", scope="tenant:quiet"))
+    for number in range(2_000):  # each of them dearer than what the others have
+        dear = recording_of("x", scope="tenant:loud", prompt_tokens=50_000)
+        await store.put(key_number(number, "tenant:loud"), dear)
+    assert [store.look_up(key) for key in kept].count(None) == 0
+    assert (await store.stats()).held_bytes <= 200_000
+
+
+async def test_a_scope_alone_has_all_the_room_and_gives_it_to_those_who_come() -> None:
+    store = store_of(200_000)
+    for number in range(500):
+        await store.put(key_number(number), recording_of("x"))
+    assert (await store.stats()).held_bytes > 190_000
+    late = [key_number(number, "tenant:late") for number in range(50)]
+    for key in late:
+        await store.put(key, recording_of("x", scope="tenant:late", prompt_tokens=500))
+    assert [store.look_up(key) for key in late].count(None) == 0
