@@ -80,6 +80,7 @@ def read_tasks(path: Path, embeddings: Path) -> Tasks:
         "before": np.array([before(row.call) for row in rows]),
         "after": _after(rows, None),
         "after_k": _after(rows, HOLD_TOKENS),
+        "after_cautious": _after(rows, Cautious().hold_tokens),
     }
     return Tasks(
         np.array([row.small for row in rows]),
@@ -164,7 +165,7 @@ def uncalibrated(tasks: Tasks, rows: Rows) -> Point:
     kept = []
     for row in rows:
         tried = route.before(replace(asked, inputs={"before": tasks.inputs["before"][row]}))
-        verdict = Verdict("", tasks.inputs["after_k"][row])
+        verdict = Verdict("", tasks.inputs["after_cautious"][row])
         kept.append(tried.judged and route.after(asked, (verdict,)).model == "small")
     return _at(tasks, rows, np.array(kept))
 
@@ -179,29 +180,48 @@ def _oracle(tasks: Tasks, rows: Rows, epsilon: float) -> Point:
     return _at(tasks, rows, kept)
 
 
-def measure(tasks: Tasks, epsilon: float, seeds: int) -> list[dict[str, Any]]:
+@dataclass(frozen=True, slots=True)
+class Split:
+    """One random split, with every router's scores of all rows: made once, cut at many ε."""
+
+    fit: Rows
+    calibrate: Rows
+    test: Rows
+    fixed: Mapping[str, Floats]
+    ours: Mapping[str, tuple[Floats, Floats]]
+
+
+def make_split(tasks: Tasks, seed: int) -> Split:
+    rng = np.random.default_rng(seed)
+    fit, calibrate, test = _split(tasks, rng)
+    ours = {name: _our_scores(tasks, fit, router, rng) for name, router in ROUTERS.items()}
+    return Split(fit, calibrate, test, _fixed_scores(tasks, fit, rng), ours)
+
+
+def points_of(tasks: Tasks, split: Split, epsilon: float) -> dict[str, Point]:
+    """Every router and way of finding its cut, on the test part."""
+    losses, rows, test = tasks.losses, split.calibrate, split.test
+    points = {}
+    for name, scores in split.fixed.items():
+        cut = plug_in_cut(scores[rows], losses[rows], epsilon)
+        points[f"{name}, plug-in"] = _at(tasks, test, scores[test] <= cut)
+    for name, (scores, held) in split.ours.items():
+        loose = plug_in_cut(scores[rows], losses[rows], epsilon)
+        cuts = cuts_worth_testing(held, losses[split.fit], epsilon)
+        safe = choose_cut(scores[rows], losses[rows], cuts, Promise(epsilon)).threshold
+        points[f"{name}, plug-in"] = _at(tasks, test, scores[test] <= loose)
+        points[f"{name}, promise"] = _at(tasks, test, scores[test] <= safe)
+    points["uncalibrated auto"] = uncalibrated(tasks, test)
+    points["oracle"] = _oracle(tasks, test, epsilon)
+    return points
+
+
+def measure(tasks: Tasks, splits: Sequence[Split], epsilon: float) -> list[dict[str, Any]]:
     """One row per router and way of finding the cut: means over the splits."""
-    points: dict[str, list[Point]] = {}
-    promise = Promise(epsilon)
-    for seed in range(seeds):
-        rng = np.random.default_rng(seed)
-        fit, calibrate, test = _split(tasks, rng)
-        losses = tasks.losses
-        for name, scores in _fixed_scores(tasks, fit, rng).items():
-            cut = plug_in_cut(scores[calibrate], losses[calibrate], epsilon)
-            points.setdefault(f"{name}, plug-in", []).append(_at(tasks, test, scores[test] <= cut))
-        for name, router in ROUTERS.items():
-            scores, held = _our_scores(tasks, fit, router, rng)
-            loose = plug_in_cut(scores[calibrate], losses[calibrate], epsilon)
-            cuts = cuts_worth_testing(held, losses[fit], epsilon)
-            safe = choose_cut(scores[calibrate], losses[calibrate], cuts, promise).threshold
-            for way, cut in (("plug-in", loose), ("promise", safe)):
-                kept = scores[test] <= cut
-                points.setdefault(f"{name}, {way}", []).append(_at(tasks, test, kept))
-        points.setdefault("uncalibrated auto", []).append(uncalibrated(tasks, test))
-        points.setdefault("oracle", []).append(_oracle(tasks, test, epsilon))
-    best = float(np.mean([point.avoided for point in points["oracle"]]))
-    return [_row(name, found, best, epsilon) for name, found in points.items()]
+    every = [points_of(tasks, split, epsilon) for split in splits]
+    found = {name: [points[name] for points in every] for name in every[0]}
+    best = float(np.mean([point.avoided for point in found["oracle"]]))
+    return [_row(name, points, best, epsilon) for name, points in found.items()]
 
 
 def _row(name: str, points: list[Point], best: float, epsilon: float) -> dict[str, Any]:
@@ -222,8 +242,9 @@ def run_tasks(path: Path, embeddings: Path, seeds: int = 10) -> dict[str, Any]:
     small, large = float(tasks.small.mean()), float(tasks.large.mean())
     print(f"\nBundled models, {len(tasks.small)} tasks: small {small:.1%}, large {large:.1%} right")
     found: dict[str, Any] = {"small": small, "large": large}
+    splits = [make_split(tasks, seed) for seed in range(seeds)]
     for epsilon in (0.005, 0.01, 0.02):
-        rows = measure(tasks, epsilon, seeds)
+        rows = measure(tasks, splits, epsilon)
         found[f"lost_{epsilon}"] = rows
         print(f"\nat most {100 * epsilon:g} points lost, {seeds} splits, on the test part")
         print(f"{'':46}{'lost':>7}{'missed':>8}{'large tokens avoided':>24}{'of oracle':>11}")

@@ -1,10 +1,14 @@
 """`auto` before anybody calibrated it: keeps only what the small model is plainly sure of.
 
 There is no promise without labels, and this route makes none: it says "uncalibrated" in every
-reason, and its cuts are set so that a doubt means the large model. A kept answer has
-log-probabilities, none of them low, states no wrong sum, does not hedge, and was not cut off; a
-question with tools, or a long one, is not tried at all. Replace it by calibrating (`sluice
-calibrate`).
+reason, and its cuts are set so that a doubt means the large model. A kept answer has ended within
+what is held back, has log-probabilities, none of them low, states no wrong sum and does not hedge;
+a question with tools, or a long one, is not tried at all. Replace it by calibrating.
+
+The cuts come from 13,689 graded tasks of the bundled models, where small is right on 74 % and large
+on 95 %. Cuts that sound careful are not: p ≥ .37 for each of the first 16 tokens and a mean of .90
+kept 86 % and lost 13.5 points, because a wrong answer may begin as surely as a right one. Whole
+answers with p ≥ .90 for each token and a mean of .99 were 53 %, and lost half a point.
 """
 
 from __future__ import annotations
@@ -22,13 +26,15 @@ _LOG_CHARS, _TOOLS = BEFORE.index("log_chars"), BEFORE.index("tools")
 
 @dataclass(frozen=True, slots=True)
 class Cautious:
-    """Log-probabilities are natural logarithms: −0.1 is a probability of .90, −1 of .37."""
+    """Log-probabilities are natural logarithms: −0.1 is a probability of .90, −0.01 of .99."""
 
-    least_mean: float = -0.10
-    least: float = -1.0
+    least_mean: float = -0.01
+    least: float = -0.10
+    must_end: bool = True
+    """Whether an answer that goes on after what is held back counts as a doubt."""
     longest_log_chars: float = 7.6
     """log of 2,000 characters."""
-    hold_tokens: int | None = 16
+    hold_tokens: int | None = 32
     needs: frozenset[str] = frozenset({"before"})
 
     def before(self, question: Question) -> Choice:
@@ -57,6 +63,7 @@ class Cautious:
         doubts = {
             "no log-probabilities to judge by": not seen["has_logprobs"],
             "the answer was cut off": seen["cut_by_length"] > 0,
+            "a long answer": self.must_end and not seen["finished"],
             "a stated sum is wrong": seen["any_sum_wrong"] > 0,
             "the answer hedges": seen["hedges"] > 0,
             f"a token's log-probability is {seen['logprob_min']:.2f}": (

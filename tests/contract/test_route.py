@@ -146,10 +146,11 @@ def test_a_conversation_comes_down_only_well_below_the_cut() -> None:
 @pytest.mark.parametrize(
     ("answer", "doubt"),
     [
-        (Answered("Paris", (-0.01, -0.02), "stop"), ""),
+        (Answered("Paris", (-0.01, -0.005), "stop"), ""),
+        (Answered("Paris is", (-0.001,) * 32), "long answer"),
         (Answered("Paris", (), "stop"), "no log-probabilities"),
-        (Answered("Paris", (-0.01, -2.0, *[-0.01] * 30), "stop"), "-2.00"),
-        (Answered("Paris", (-0.3, -0.3), "stop"), "mean log-probability"),
+        (Answered("Paris", (-0.01, -2.0, *[-0.001] * 30), "stop"), "-2.00"),
+        (Answered("Paris", (-0.05, -0.05), "stop"), "mean log-probability"),
         (Answered("2 + 2 = 5", (-0.01,), "stop"), "wrong"),
         (Answered("Perhaps Paris", (-0.01,), "stop"), "hedges"),
         (Answered("Paris", (-0.01,), "length"), "cut off"),

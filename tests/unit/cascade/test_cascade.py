@@ -41,9 +41,9 @@ from engine.contract import (
 from tests.support.fake import FakeModel
 from tests.support.routing import CODE_GAINS, chat
 
-SURE = Cautious(least_mean=-0.6, hold_tokens=3)
+SURE = Cautious(least_mean=-0.6, least=-0.6, must_end=False, hold_tokens=3)
 """The fake model's log-probabilities are −0.5 each: sure enough for this one."""
-STRICT = Cautious(least_mean=-0.1, hold_tokens=3)
+STRICT = Cautious(must_end=False, hold_tokens=3)
 
 
 def say(text: str) -> Any:
@@ -132,7 +132,7 @@ async def test_nothing_leaves_before_the_verdict_and_nothing_changes_after_it() 
 
     delivered: list[Event] = []
     small = FakeModel(say("one two three 2 + 2 = 5 however sorry"), name="small")
-    pair = Pair(Watching(least_mean=-0.6, hold_tokens=3), small=small)
+    pair = Pair(Watching(least_mean=-0.6, least=-0.6, must_end=False, hold_tokens=3), small=small)
     async for event in pair.cascade(chat("Count."), pair.trail):
         delivered.append(event)  # noqa: PERF401 - the route looks at it meanwhile
     assert seen == [0]
