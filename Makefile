@@ -9,7 +9,7 @@ CONFIG ?=
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check fmt bench demo-smoke gpu-test gpu-bench clean
+.PHONY: help setup run test check fmt bench demo-smoke clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -40,9 +40,6 @@ bench: .venv/.dev  ## the tables of the README (about half an hour; wants an idl
 
 demo-smoke: .venv/.dev  ## train the bundled models' recipe for a few steps on a scrap of data
 	$(BIN)/python -m demo.train --smoke
-
-gpu-test: .venv/.dev  ## tests that need a GPU
-	$(BIN)/pytest tests/gpu
 
 clean:  ## remove .venv, caches and the embedded state
 	rm -rf .venv .sluice .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
