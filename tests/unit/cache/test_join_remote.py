@@ -37,6 +37,8 @@ from tests.support.recordings import answer_of, call_of, said
 from tests.support.redis_server import RedisServer
 from tests.support.speakers import Generation, Listener, Model, eventually
 
+pytestmark = pytest.mark.slow
+
 EVENTS = answer_of("a", "b", "c")
 PATIENT_S = 5.0
 """For a machine that is busy with other things; no test waits for it to run out."""

@@ -16,6 +16,8 @@ from tests.support.redis_server import RedisServer, running_redis
 from tests.support.shared import Stack, stacks
 from tests.support.speakers import eventually
 
+pytestmark = pytest.mark.slow
+
 KEY = key_number(1)
 STREAM, EPOCH = "sluice:1:{purges}:stream", "sluice:1:{purges}:epoch"
 

@@ -17,6 +17,8 @@ from tests.support.redis_server import RedisServer, running_redis
 from tests.support.shared import Stack, stack_of, stacks
 from tests.support.speakers import eventually
 
+pytestmark = pytest.mark.slow
+
 KEY = key_number(1)
 ENTRY = Family.of(KEY).entries + member_of(KEY)
 
