@@ -12,19 +12,27 @@ lock. Bounded: past `MAX_WAITING` lines new ones are dropped, counted, and the c
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable
 from typing import BinaryIO, TypeAlias
 
 import orjson
 import structlog
-from structlog.typing import EventDict, Processor, WrappedLogger
+from structlog.typing import EventDict, ExcInfo, Processor, WrappedLogger
 
 MAX_WAITING = 50_000
 FLUSH_EVERY_S = 0.05
+
+MESSAGE = 200
+MOST_CAUSES = 8
+NAMES_CODE = (AttributeError, ImportError, NameError, OSError, TypeError)
+"""What these quote are names of ours: attributes, modules, files."""
+_QUOTED = re.compile(r"""(['"])(?:\\.|(?!\1).)*(?:\1|$)""", re.DOTALL)
 
 Log: TypeAlias = structlog.typing.FilteringBoundLogger
 
@@ -117,13 +125,41 @@ class Bridge(logging.Handler):
 
 
 def _console() -> list[Processor]:
-    """For people: colours on a terminal, traces in full."""
+    """For people: colours on a terminal."""
     return [
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False),
-        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),
+        _with_trace,
+        structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+        ),
         lambda _, __, text: str(text).encode(),
     ]
+
+
+def _trace(exc_info: ExcInfo) -> str:
+    """Frames and messages of an exception and of what led to it, without the content of requests:
+    no local variables (which rich, structlog's own choice for people, shows), and of messages only
+    the start, without what they quote. A message that holds a caller's text unquoted would still
+    tell up to `MESSAGE` characters of it; ours never do, and Python's quote."""
+    parts: list[str] = []
+    error: BaseException | None = exc_info[1]
+    while error is not None and len(parts) < MOST_CAUSES:
+        frames = "".join(traceback.format_tb(error.__traceback__))
+        parts.append(f"{frames}{type(error).__qualname__}: {_message(error)}")
+        hidden = error.__suppress_context__
+        error = error.__cause__ or (None if hidden else error.__context__)
+    return "\nwhich led to:\n".join(reversed(parts))
+
+
+def _message(error: BaseException) -> str:
+    text = str(error)
+    if not isinstance(error, NAMES_CODE):
+        text = _QUOTED.sub("…", text)
+    return text if len(text) <= MESSAGE else f"{text[:MESSAGE]}…"
+
+
+_with_trace = structlog.processors.ExceptionRenderer(_trace)
 
 
 class _JsonLines:
@@ -141,6 +177,6 @@ class _JsonLines:
             self._second = second
             self._text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
         if event.get("exc_info"):
-            event = structlog.processors.format_exc_info(logger, level, event)
+            event = _with_trace(logger, level, event)
         line = {"time": f"{self._text}.{int(now * 1e6) % 1_000_000:06d}Z", "level": level, **event}
         return orjson.dumps(line, default=repr)

@@ -4,6 +4,8 @@ import json
 import logging
 from io import BytesIO
 
+import pytest
+
 from gateway.observe.logs import Bridge, LineWriter, Log, build_log
 
 
@@ -62,6 +64,32 @@ def test_the_console_form_is_for_people() -> None:
     writer.close()
     assert b"request" in stream.getvalue()
     assert not stream.getvalue().startswith(b"{")
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_a_trace_holds_nothing_of_a_request(as_json: bool) -> None:
+    def breaks(prompt: str) -> None:
+        try:
+            int(prompt)
+        except ValueError:
+            raise KeyError({"content": prompt}["content"]) from None
+
+    secret = "what was " + "asked"
+    log, writer, stream = new_log(as_json=as_json)
+    try:
+        breaks(secret)
+    except KeyError:
+        log.exception("broke")
+    try:
+        int(secret)
+    except ValueError as error:
+        Bridge(log).emit(logging.LogRecord("x", 40, "f", 1, "m", (), (ValueError, error, None)))
+    writer.close()
+    text = stream.getvalue()
+    assert b"KeyError" in text
+    assert b"in breaks" in text
+    assert b"invalid literal" in text
+    assert secret.encode() not in text
 
 
 def test_a_reader_that_went_away_stops_nothing() -> None:
