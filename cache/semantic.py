@@ -29,13 +29,15 @@ import math
 import random
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Final, TypeAlias
 
 from cache.agree import Judge, agree, text_of
+from cache.archive import Kept
 from cache.embed import Busy, Embedder, EmbedError, Vector
+from cache.keeper import Keeper, Place
 from cache.namespace import Terms, last_text, namespace_of, why_not
 from cache.record import Recorder
 from cache.replay import Recording, replay
@@ -44,6 +46,7 @@ from cache.verify import PAIR_FROM, Policy, Verdict
 from cache.verify_budget import Budgeted
 from cache.verify_budget import Terms as Promise
 from cache.verify_facts import Facts, read
+from cache.verify_model import shared_prior
 from engine.contract import (
     Answer,
     Answerer,
@@ -59,17 +62,26 @@ from engine.contract import (
 DRAFT_FROM: Final = 0.7
 """Cosine from which a near-miss may help speculative decoding."""
 
+MAX_SIBLINGS: Final = 16
+
+MATURE: Final = 500
+"""Labels from which a namespace has something to tell to new ones of its scope."""
+
 REMEMBERED: Final = 10_000
 """Served hits that feedback can still reach."""
 
 
 TermsOf: TypeAlias = Callable[[Call, Trail], Terms]
 OwnerOf: TypeAlias = Callable[[Call, Trail], str]
-PolicyOf: TypeAlias = Callable[[Terms], Policy]
+PolicyOf: TypeAlias = Callable[[Terms, Sequence[Policy]], Policy]
+"""(terms, policies of the scope's other namespaces) -> the policy of a new namespace."""
 
 
-def budgeted(terms: Terms) -> Policy:
-    return Budgeted(Promise(terms.max_error), random.Random())
+def budgeted(terms: Terms, siblings: Sequence[Policy] = ()) -> Budgeted:
+    """The promised policy, which begins with what its siblings have learnt."""
+    mature = [p for p in siblings if isinstance(p, Budgeted) and p.labels >= MATURE]
+    prior = shared_prior([policy.odds.weights for policy in mature])
+    return Budgeted(Promise(terms.max_error), random.Random(), prior)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +121,7 @@ class Semantic:
         owner_of: OwnerOf = lambda _call, trail: trail.tenant,
         policy_of: PolicyOf = budgeted,
         judge: Judge | None = None,
+        keeper: Keeper | None = None,
         bounds: Bounds = Bounds(),  # noqa: B008  frozen
         max_spaces: int = 2000,
         max_labelling: int = 64,
@@ -120,6 +133,7 @@ class Semantic:
         self._owner_of = owner_of
         self._policy_of = policy_of
         self._judge = judge
+        self._keeper = keeper
         self._bounds = bounds
         self._max_spaces = max_spaces
         self._max_labelling = max_labelling
@@ -164,6 +178,11 @@ class Semantic:
             return None
         question = last_text(call)
         assert question is not None
+        namespace = namespace_of(call)
+        space = self._open(namespace, (call.scope, call.model), terms)
+        if space.rests():
+            _pass(trail, "bypass", "resting: the labels allow no hit here")
+            return None
         started = time.perf_counter()
         try:
             vector = await self._embedder.embed(question)
@@ -172,21 +191,29 @@ class Semantic:
             _pass(trail, "bypass", queue)
             return None
         trail.span("embed", started)
-        namespace = namespace_of(call)
-        space = self._space(namespace, call, terms)
         facts = read(question)
         seen = space.look(facts, vector, self._clock())
         verdict = self._decide(space, seen, terms, trail)
+        space.note(allowed=verdict is not None and verdict.action != "forward")
         return Asked(namespace, space, question, facts, vector, seen, verdict)
 
-    def _space(self, namespace: bytes, call: Call, terms: Terms) -> Space:
+    def _open(self, namespace: bytes, origin: tuple[str, str], terms: Terms) -> Space:
+        """The space of a namespace, made now if need be; `origin` is its scope and model."""
         space = self._spaces.get(namespace)
         if space is not None:
             self._spaces.move_to_end(namespace)
             return space
-        space = Space(self._policy_of(terms), self._embedder.dimensions, self._bounds)
+        siblings = [
+            sibling.policy
+            for name, sibling in self._spaces.items()
+            if self._origins[name][0] == origin[0]
+        ]
+        policy = self._policy_of(terms, siblings[-MAX_SIBLINGS:])
+        space = Space(
+            policy, self._embedder.dimensions, self._bounds, reports=self._keeper is not None
+        )
         self._spaces[namespace] = space
-        self._origins[namespace] = (call.scope, call.model)
+        self._origins[namespace] = origin
         if len(self._spaces) > self._max_spaces:
             forgotten, _ = self._spaces.popitem(last=False)
             del self._origins[forgotten]
@@ -260,7 +287,12 @@ class Semantic:
             space.renew(home, recording)
             if not space.policy.keeps_twins:
                 return
-        space.add(asked.question, asked.facts, asked.vector, recording, owner=owner, group=home)
+        key = space.add(
+            asked.question, asked.facts, asked.vector, recording, owner=owner, group=home
+        )
+        if self._keeper is not None and asked.namespace in self._origins:
+            at = Place(asked.namespace, *self._origins[asked.namespace], space)
+            await self._keeper.keep(at, key, asked.vector, recording)
 
     async def _home(
         self, asked: Asked, recording: Recording, seen: Seen, *, right: bool
@@ -326,7 +358,7 @@ class Semantic:
             space.drop_group(number)
         return True
 
-    def purge(
+    async def purge(
         self,
         *,
         scope: str | None = None,
@@ -340,7 +372,26 @@ class Semantic:
             its_scope, its_model = self._origins[namespace]
             if scope in (None, its_scope) and model in (None, its_model):
                 dropped += space.purge(tag=tag, owner=owner)
+                if self._keeper is not None:
+                    await self._keeper.sweep(Place(namespace, its_scope, its_model, space))
         return dropped
+
+    # ------------------------------------------------------------------ across restarts
+
+    async def restore(self, terms_for: Callable[[str], Terms]) -> int:
+        """Rebuild from the archive; `terms_for` gives a scope's terms. Returns the number of
+        questions. What the archive raises goes to the caller: it is asked once, at start."""
+        if self._keeper is None:
+            return 0
+        async for kept in self._keeper.load():
+            if isinstance(kept, Kept):
+                origin = (kept.scope, kept.model)
+                self._open(kept.namespace, origin, terms_for(kept.scope)).put_back(kept)
+                continue
+            space = self._spaces.get(kept.namespace)
+            if space is not None and isinstance(space.policy, Budgeted):
+                space.policy.restore(kept.blob)
+        return sum(len(space) for space in self._spaces.values())
 
     def state(self) -> list[SpaceState]:
         """Every namespace, the most recently used first."""

@@ -19,15 +19,22 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
 
+import numpy as np
+
+from cache.archive import Kept
 from cache.embed import Vector
 from cache.index import Index
-from cache.replay import Recording
+from cache.replay import Recording, decode
 from cache.verify import NEAREST, Neighbour, Policy, Record, Sighting, sight
 from cache.verify_budget import Budgeted, State
-from cache.verify_facts import Facts, compare
+from cache.verify_facts import Facts, compare, read
 
 SUPERSEDED = 0.985
 """A question this near whose answer came out differently was not wrong but is out of date."""
+
+
+CLOSED_FOR = 3000
+AWAKE = 10
 
 
 @dataclass(slots=True)
@@ -83,8 +90,14 @@ class SpaceState:
 
 
 class Space:
-    def __init__(self, policy: Policy, dimensions: int, bounds: Bounds) -> None:
+    def __init__(
+        self, policy: Policy, dimensions: int, bounds: Bounds, *, reports: bool = False
+    ) -> None:
         self.policy = policy
+        self._closed = self._rested = 0
+        self._reports = reports
+        self.dropped: list[int] = []
+        """If `reports`: keys of which an archive is to be told, and who tells it empties this."""
         self.sources: Counter[str] = Counter()
         """Labels by what they rest on (cache/agree.py)."""
         self._bounds = bounds
@@ -103,8 +116,25 @@ class Space:
         texts = sum(400 + 12 * len(e.question) for e in self._entries.values())
         return self._index.held_bytes + answers + texts
 
+    def entry(self, key: int) -> Entry | None:
+        return self._entries.get(key)
+
     def group(self, number: int) -> Group | None:
         return self._groups.get(number)
+
+    # ------------------------------------------------------------------ worth the trouble?
+
+    def note(self, *, allowed: bool) -> None:
+        """Whether the policy allowed a hit for the request that was just looked up."""
+        self._closed = 0 if allowed else self._closed + 1
+
+    def rests(self) -> bool:
+        """Whether to leave the next request alone, to save its embedding: where nothing was
+        allowed for long, only each `AWAKE`th is looked at, which is enough to notice a change."""
+        if self._closed < CLOSED_FOR:
+            return False
+        self._rested += 1
+        return self._rested % AWAKE != 0
 
     # ------------------------------------------------------------------ reading
 
@@ -161,27 +191,52 @@ class Space:
     ) -> int:
         """Keep a question with its answer, or as another key of `group`; returns its key."""
         key = self._next
-        self._next += 1
-        home = self._groups.get(group) if group is not None else None
-        if home is None:
-            home = self._groups[key] = Group(key, recording)
+        number = group if group in self._groups else key
+        assert number is not None
+        home = self._groups.get(number)
+        tags = tuple(sorted({*recording.tags, *(home.recording.tags if home else ())}))
+        entry = Entry(key, question, facts, number, owner, recording.stored_at, tags)
+        self._insert(entry, vector, recording)
+        return key
+
+    def put_back(self, kept: Kept) -> None:
+        """A question from before a restart. One whose answer cannot be read is left out."""
+        group = self._groups.get(kept.group)
+        recording = group.recording if group is not None else decode(kept.recording)
+        if recording is None or kept.key in self._entries:
+            return
+        vector = np.frombuffer(kept.vector, np.int8).astype(np.float32)
+        entry = Entry(
+            key=kept.key,
+            question=kept.question,
+            facts=read(kept.question),
+            group=kept.group,
+            owner=kept.owner,
+            born=recording.stored_at,
+            tags=recording.tags,
+        )
+        self._insert(entry, vector, recording)
+
+    def _insert(self, entry: Entry, vector: Vector, recording: Recording) -> None:
+        key = entry.key
+        self._next = max(self._next, key + 1)
+        home = self._groups.setdefault(entry.group, Group(entry.group, recording))
         home.keys.add(key)
-        tags = tuple(sorted({*recording.tags, *home.recording.tags}))
-        entry = Entry(key, question, facts, home.number, owner, recording.stored_at, tags)
         self._entries[key] = entry
         self._index.add(key, vector)
-        owned = self._owners.setdefault(owner, OrderedDict())
+        owned = self._owners.setdefault(entry.owner, OrderedDict())
         owned[key] = None
         if len(owned) > self._bounds.max_per_owner:
             self.drop(next(iter(owned)))
         if len(self._entries) > self._bounds.max_entries:
             self.drop(next(iter(self._entries)))
-        return key
 
     def drop(self, key: int) -> None:
         entry = self._entries.pop(key, None)
         if entry is None:
             return
+        if self._reports:
+            self.dropped.append(key)
         self._index.remove(key)
         owned = self._owners[entry.owner]
         del owned[key]

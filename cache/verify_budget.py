@@ -48,8 +48,9 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
 
+import msgspec
 import numpy as np
 
 from cache.verify import SIGNS, Floats, Sighting, Verdict
@@ -128,6 +129,14 @@ class Ring:
         """(n, columns), in no promised order."""
         return self._rows[: min(self.count, len(self._rows))].astype(np.float64)
 
+    def snapshot(self) -> tuple[int, bytes]:
+        return self.count, self._rows.tobytes()
+
+    def restore(self, kept: tuple[int, bytes]) -> None:
+        self.count = kept[0]
+        columns = self._rows.shape[1]
+        self._rows = np.frombuffer(kept[1], np.float32).reshape(-1, columns).copy()
+
 
 def gamma_upper(mean: Floats, shape: Floats, z: float) -> Floats:
     """The percentile z of Gamma(shape) with this mean; Wilson and Hilferty's cube root of it."""
@@ -159,6 +168,18 @@ class State:
     alarms: int
     reason: str
     """Why nothing is served; empty while something is."""
+
+
+_Rows: TypeAlias = tuple[int, bytes]
+_reader = msgspec.msgpack.Decoder(
+    tuple[
+        tuple[str, ...],
+        tuple[int, int, float, int, int],
+        tuple[_Rows, _Rows],
+        list[float],
+        tuple[int, int, float, list[float], list[float]],
+    ]
+)
 
 
 class Budgeted:
@@ -289,6 +310,37 @@ class Budgeted:
             return
         self._ratio = max(1.0, float(self._ratios[int(np.searchsorted(LEVELS, self.threshold))]))
         self.reason = "" if nearest <= self.threshold else "no kept question is near enough"
+
+    @property
+    def labels(self) -> int:
+        return self._labelled.count
+
+    # ------------------------------------------------------------------ across restarts
+
+    def snapshot(self) -> bytes:
+        """All that was learnt, for `restore`; about 400 kB when the window is full."""
+        counts = (self._requests, self._served, self._expected, self._since, self._alarms)
+        rings = (self._asked.snapshot(), self._labelled.snapshot())
+        weights = self.odds.weights.tolist()
+        return msgspec.msgpack.encode((SIGNS, counts, rings, weights, self.ledger.snapshot()))
+
+    def restore(self, blob: bytes) -> bool:
+        """Take over a snapshot; False, and nothing is changed, if it is not one of this version."""
+        try:
+            kept = _reader.decode(blob)
+        except msgspec.DecodeError:
+            return False
+        signs, counts, (asked, labelled), weights, ledger = kept
+        if signs != SIGNS:
+            return False
+        self._requests, self._served, self._expected, self._since, self._alarms = counts
+        self._asked.restore(asked)
+        self._labelled.restore(labelled)
+        self.odds.weights = np.array(weights)
+        self.ledger.restore(ledger)
+        if self._requests:
+            self._refit()
+        return True
 
     def state(self) -> State:
         return State(

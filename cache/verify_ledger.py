@@ -65,6 +65,12 @@ class Ledger:
         for index, bet in enumerate(self._lower_bets):
             self._lower[index] += math.log((1 - (1 - chance) * math.exp(-bet)) / chance)
 
+    def snapshot(self) -> tuple[int, int, float, list[float], list[float]]:
+        return self.audited, self.caught, self.estimate, list(self._upper), list(self._lower)
+
+    def restore(self, kept: tuple[int, int, float, list[float], list[float]]) -> None:
+        self.audited, self.caught, self.estimate, self._upper, self._lower = kept
+
     def at_most(self) -> float:
         """No more wrong hits than this were served."""
         pairs = zip(self._upper, self._upper_bets, strict=True)

@@ -13,6 +13,8 @@ word a user ever typed).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from cache.verify import SIGNS, Floats
@@ -31,6 +33,12 @@ DEFAULT = dict.fromkeys(SIGNS, 0.0) | {
 
 def default_prior() -> Floats:
     return np.array([DEFAULT[sign] for sign in SIGNS])
+
+
+def shared_prior(learnt: Sequence[Floats]) -> Floats:
+    """What to believe of a new namespace: what its siblings have learnt, and our own idea as one
+    more of them."""
+    return np.mean([default_prior(), *learnt], axis=0)  # type: ignore[no-any-return]
 
 
 class Odds:

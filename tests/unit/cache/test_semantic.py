@@ -9,11 +9,14 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from cache.agree import agree, at_a_glance
+from cache.archive import Kept, MemoryArchive
 from cache.embed import Embedder, Vector
+from cache.keeper import Keeper
 from cache.namespace import Terms, namespace_of, why_not
 from cache.semantic import Semantic, budgeted
-from cache.space import Bounds
-from cache.verify import Policy
+from cache.space import AWAKE, CLOSED_FOR, Bounds
+from cache.verify import Neighbour, Policy, Record, Verdict, sight
+from cache.verify_facts import FEATURES
 from cache.verify_others import Static
 from engine.contract import (
     Answer,
@@ -58,6 +61,8 @@ class House:
     terms: Terms = field(default_factory=lambda: Terms(max_error=0.05, ttl_s=1000))
     policy: Policy = field(default_factory=lambda: Static(0.8, guards=True))
     bounds: Bounds = field(default_factory=Bounds)
+    archive: MemoryArchive = field(default_factory=MemoryArchive)
+    faults: list[str] = field(default_factory=list)
     asked: int = 0
 
     def __post_init__(self) -> None:
@@ -66,7 +71,8 @@ class House:
             self.model,
             self.embedder,
             terms_of=lambda _call, _trail: self.terms,
-            policy_of=lambda terms: self.policy,
+            policy_of=lambda _terms, _siblings: self.policy,
+            keeper=Keeper(self.archive, lambda what, error: self.faults.append(f"{what}: {error}")),
             bounds=self.bounds,
             clock=self.clock,
         )
@@ -360,10 +366,10 @@ async def test_purge_drops_by_tag_scope_and_owner(house: House) -> None:
     await house.ask("first thing of all", tags=("a",), tenant="ann")
     await house.ask("second matter quite different", tags=("b",), tenant="bob")
     await house.ask(call_of("third", scope="tenant:other"), tenant="cyd")
-    assert house.semantic.purge(tag="nothing") == 0
-    assert house.semantic.purge(tag="a") == 1
-    assert house.semantic.purge(owner="bob") == 1
-    assert house.semantic.purge(scope="tenant:other") == 1
+    assert await house.semantic.purge(tag="nothing") == 0
+    assert await house.semantic.purge(tag="a") == 1
+    assert await house.semantic.purge(owner="bob") == 1
+    assert await house.semantic.purge(scope="tenant:other") == 1
     assert sum(state.entries for state in house.semantic.state()) == 0
 
 
@@ -385,6 +391,93 @@ async def test_a_namespace_drops_its_oldest_beyond_its_bound() -> None:
     _, trail = await house.ask("apple appleish applelike")
     house.embedder.close()
     assert not trail.cache[0].hit
+
+
+# --------------------------------------------------------------------------- across restarts
+
+
+def reopened(house: House, policy: Policy) -> House:
+    return House(model=house.model, archive=house.archive, clock=house.clock, policy=policy)
+
+
+async def test_questions_and_answers_survive_a_restart(house: House) -> None:
+    answer, _ = await house.ask(FIRST)
+    await house.ask("where do penguins sleep in winter")
+    again = reopened(house, Static(0.8))
+    assert await again.semantic.restore(lambda _scope: again.terms) == 2
+    hit, trail = await again.ask(AGAIN)
+    again.embedder.close()
+    assert (hit, trail.cache[0].hit) == (answer, True)
+
+
+async def test_what_was_purged_stays_away_after_a_restart(house: House) -> None:
+    await house.ask(FIRST, tags=("a",))
+    await house.semantic.purge(tag="a")
+    again = reopened(house, Static(0.8))
+    assert await again.semantic.restore(lambda _scope: again.terms) == 0
+    again.embedder.close()
+
+
+async def test_what_was_learnt_survives_a_restart() -> None:
+    house = House(policy=budgeted(Terms(max_error=0.05)))
+    for number in range(201):
+        await house.ask(f"word{number} subject{number % 9} matter{number % 9}")
+    policy = budgeted(Terms(max_error=0.05))
+    again = reopened(house, policy)
+    await again.semantic.restore(lambda _scope: again.terms)
+    house.embedder.close()
+    again.embedder.close()
+    assert policy.labels == 200
+    assert policy.state().requests >= 200
+    assert policy.odds.weights.any()
+
+
+async def test_a_failing_archive_is_reported_and_fails_nobody() -> None:
+    class Full(MemoryArchive):
+        async def keep(self, kept: Kept) -> None:
+            raise OSError("disk full")
+
+    house = House(archive=Full())
+    await house.ask(FIRST)
+    _, trail = await house.ask(AGAIN)
+    house.embedder.close()
+    assert trail.cache[0].hit
+    assert house.faults == ["keep: disk full"]
+
+
+def test_a_snapshot_of_another_version_changes_nothing() -> None:
+    policy = budgeted(Terms(max_error=0.05))
+    assert not policy.restore(b"rubbish")
+    assert policy.state().requests == 0
+
+
+# --------------------------------------------------------------------------- resting
+
+
+async def test_where_nothing_is_ever_allowed_most_requests_are_left_alone() -> None:
+    house = House(policy=Static(2.0))
+    space_requests = 0
+    await house.ask(FIRST)
+    space = next(iter(house.semantic._spaces.values()))
+    for _ in range(CLOSED_FOR):
+        space.note(allowed=False)
+    for _ in range(2 * AWAKE):
+        _, trail = await house.ask(FIRST)
+        space_requests += trail.cache[0].forward == "miss"
+    house.embedder.close()
+    assert space_requests == 2
+    assert "resting" in trail.cache[0].detail or trail.cache[0].forward == "miss"
+
+
+def test_a_new_namespace_begins_with_what_its_siblings_learnt() -> None:
+    wise = budgeted(Terms(max_error=0.05))
+    fresh = budgeted(Terms(max_error=0.05), [wise])
+    assert (fresh.odds.prior == budgeted(Terms(max_error=0.05)).odds.prior).all()
+    sighting = sight([Neighbour(1, 1, 0.9)], (0.0,) * len(FEATURES), Record())
+    for _ in range(500):
+        wise.learn(sighting, Verdict("forward", 0.5, 1.0, ""), right=True)
+    wise.odds.weights = wise.odds.weights + 2
+    assert (budgeted(Terms(max_error=0.05), [wise]).odds.prior > fresh.odds.prior).all()
 
 
 # --------------------------------------------------------------------------- do answers agree
