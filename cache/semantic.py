@@ -34,18 +34,19 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Final, TypeAlias
 
-from cache.agree import Judge, agree, text_of
+from cache.agree import Judge, text_of
 from cache.archive import Kept
-from cache.embed import Busy, Embedder, EmbedError, Vector
+from cache.embed import Busy, Embedder, EmbedError
 from cache.keeper import Keeper, Place
 from cache.namespace import Terms, last_text, namespace_of, why_not
 from cache.record import Recorder
 from cache.replay import Recording, replay
-from cache.space import SUPERSEDED, Bounds, Seen, Space, SpaceState
-from cache.verify import PAIR_FROM, Policy, Verdict
+from cache.space import Bounds, Seen, Space, SpaceState
+from cache.teach import Asked, Teacher
+from cache.verify import Policy, Verdict
 from cache.verify_budget import Budgeted
 from cache.verify_budget import Terms as Promise
-from cache.verify_facts import Facts, read
+from cache.verify_facts import read
 from cache.verify_model import shared_prior
 from engine.contract import (
     Answer,
@@ -96,19 +97,6 @@ class Given:
 # --------------------------------------------------------------------------- the layer
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """One request that may be cached, on its way through."""
-
-    namespace: bytes
-    space: Space
-    question: str
-    facts: Facts
-    vector: Vector
-    seen: Seen | None
-    verdict: Verdict | None
-
-
 class Semantic:
     """Answers by meaning, or asks the inner answerer. Owns the namespaces and the labelling."""
 
@@ -132,7 +120,7 @@ class Semantic:
         self._terms_of = terms_of
         self._owner_of = owner_of
         self._policy_of = policy_of
-        self._judge = judge
+        self._teacher = Teacher(embedder.embed, judge)
         self._keeper = keeper
         self._bounds = bounds
         self._max_spaces = max_spaces
@@ -275,55 +263,10 @@ class Semantic:
         task.add_done_callback(self._labelling.discard)
 
     async def _learn(self, asked: Asked, recording: Recording, owner: str) -> None:
-        space, seen, verdict = asked.space, asked.seen, asked.verdict
-        home: int | None = None
-        if seen is not None and verdict is not None:
-            right = await self._compare(asked, recording, seen.entry.group)
-            if right is not None:
-                space.policy.learn(seen.sighting, verdict, right=right)
-                space.check(seen.entry.group, right=right)
-                home = await self._home(asked, recording, seen, right=right)
-        if home is not None:
-            space.renew(home, recording)
-            if not space.policy.keeps_twins:
-                return
-        key = space.add(
-            asked.question, asked.facts, asked.vector, recording, owner=owner, group=home
-        )
-        if self._keeper is not None and asked.namespace in self._origins:
-            at = Place(asked.namespace, *self._origins[asked.namespace], space)
+        key = await self._teacher.learn(asked, recording, owner)
+        if key is not None and self._keeper is not None and asked.namespace in self._origins:
+            at = Place(asked.namespace, *self._origins[asked.namespace], asked.space)
             await self._keeper.keep(at, key, asked.vector, recording)
-
-    async def _home(
-        self, asked: Asked, recording: Recording, seen: Seen, *, right: bool
-    ) -> int | None:
-        """The group that the fresh answer belongs to, among those near; None: a new one."""
-        if right:
-            return seen.entry.group
-        if seen.sighting.similarity >= SUPERSEDED and not any(seen.sighting.signs[PAIR_FROM:]):
-            asked.space.drop(seen.entry.key)
-        for number in seen.groups[1:4]:
-            if await self._compare(asked, recording, number, book=False):
-                return number
-        return None
-
-    async def _compare(
-        self, asked: Asked, recording: Recording, number: int, *, book: bool = True
-    ) -> bool | None:
-        """Whether the answer of group `number` would have done; None if it is gone."""
-        group = asked.space.group(number)
-        if group is None:
-            return None
-        label = await agree(
-            asked.question,
-            text_of(recording),
-            text_of(group.recording),
-            embed=self._embedder.embed,
-            judge=self._judge if book else None,
-        )
-        if book:
-            asked.space.sources[label.source] += 1
-        return label.right
 
     async def settle(self) -> None:
         """Wait until everything answered so far is compared and kept."""
