@@ -105,6 +105,7 @@ class _Flight:
     def enter(self, trail: Trail) -> _Listener:
         listener = _Listener(trail, self.owner is not None, frozenset(trail.spans_ms))
         self.listeners.append(listener)
+        trail.owes = self.owner is None
         if self.owner is None:
             self.owner = listener
         self.trail.tags += tuple(tag for tag in trail.tags if tag not in self.trail.tags)
@@ -129,6 +130,8 @@ class _Flight:
         self.trail.deadline = max(known) if len(known) == len(deadlines) else None
 
     def _pass_on(self, heir: _Listener) -> None:
+        assert self.owner is not None
+        self.owner.trail.owes, heir.trail.owes = False, True
         self.owner = heir
         self.trail.tenant, self.trail.share = heir.trail.tenant, heir.trail.share
 

@@ -259,6 +259,8 @@ class Trail:
     cache: list[CacheStatus] = field(default_factory=list)
     age_s: float | None = None
     decisions: list[Decision] = field(default_factory=list)
+    owes: bool = True
+    """Whether what is computed now is this request's to pay: not while it follows another's."""
 
     def remaining_s(self) -> float | None:
         """Seconds until the deadline, never below 0; None without one."""

@@ -85,6 +85,7 @@ def summary(rollup: RollUp, engine: EngineStates, drain: Drain) -> dict[str, Any
         "lookups": [[*names, count] for names, count in rollup.lookups.items()],
         "tokens_avoided": _by(tokens, 1),
         "usd_avoided": {by: nano * 1e-9 for by, nano in _by(nano_usd, 1).items()},
+        "usd_wasted": sum(rollup.wasted().values()) * 1e-9,
         "usd_spent": sum(rollup.spent().values()) * 1e-9,
         "latency_ms": {origin: _shape(one) for origin, one in rollup.request_s.items()},
         "ttft_ms": {origin: _shape(one) for origin, one in rollup.ttft_s.items()},

@@ -5,6 +5,11 @@ is missing from the account. The hot path makes the record and appends it to a l
 metrics, the dashboard and the roll-up are folded from it in batches (observe/rollup.py), because a
 labelled histogram alone would cost some 19 µs a request.
 
+An answer that did not end was computed in vain: its `cut_tokens` are the answer's tokens that went
+by here, for who had to pay for them (`Trail.owes`: not a follower, whose generation somebody else
+pays or inherits). They are a lower bound. Not known are the prompt's tokens, which only `End`
+tells, what was computed and not yet handed on, and the tokens of a model that gives no ids.
+
 Durability comes with the ledger's own issue; this account lives as long as the process.
 """
 
@@ -33,12 +38,12 @@ from gateway.errors import CLIENT_GONE
 
 NOBODY = "none"
 """The origin of a request that was not answered."""
-_NOTHING = Usage(0, 0)
+NOTHING = Usage(0, 0)
 
 
 class Record(msgspec.Struct, frozen=True, gc=False):
     """One call's line in the account. `model` is the one that answered, or the one that was asked.
-    Tokens are 0 for an answer that did not end. Times in seconds; `at` is wall time."""
+    `usage` is 0 for an answer that did not end. Times in seconds; `at` is wall time."""
 
     at: float
     id: str
@@ -51,11 +56,12 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     ttft_s: float | None
     cache: list[CacheStatus]
     decisions: list[Decision]
+    cut_tokens: int = 0
 
 
 def refusal(request_id: str, tenant: str, status: int) -> Record:
     """A request that was refused at the edge, before it became a call."""
-    return Record(time.time(), request_id, tenant, "", NOBODY, status, _NOTHING, 0.0, None, [], [])
+    return Record(time.time(), request_id, tenant, "", NOBODY, status, NOTHING, 0.0, None, [], [])
 
 
 class Ledger:
@@ -97,9 +103,12 @@ class LedgerLayer:
         try:
             async for event in answer:
                 kind = event.__class__
-                if kind is Delta or kind is Burst:
+                if kind is Delta:
+                    entry.tokens += len(event.token_ids)  # type: ignore[union-attr]
                     if entry.first is None:
                         entry.first = self._clock()
+                elif kind is Burst:
+                    entry.first = self._clock()
                 elif kind is Start:
                     entry.start = event  # type: ignore[assignment]
                 elif kind is End:
@@ -112,9 +121,15 @@ class LedgerLayer:
             entry.status = 500
             raise
         finally:
-            if not entry.booked:
-                self._book(entry, entry.status or _why_stopped(trail), _NOTHING)
+            await self._close(entry, answer)
+
+    async def _close(self, entry: _Entry, answer: Answer) -> None:
+        """Book it after it was closed: only then is it known who pays for what was computed."""
+        try:
             await answer.aclose()
+        finally:
+            if not entry.booked:
+                self._book(entry, entry.status or _why_stopped(entry.trail), NOTHING)
 
     def _book(self, entry: _Entry, status: int, usage: Usage) -> None:
         start, trail = entry.start, entry.trail
@@ -133,6 +148,7 @@ class LedgerLayer:
                 None if first is None else first - entry.started,
                 trail.cache,
                 trail.decisions,
+                entry.tokens if status != 200 and trail.owes else 0,
             )
         )
 
@@ -140,7 +156,7 @@ class LedgerLayer:
 class _Entry:
     """What is known of one call while it is answered."""
 
-    __slots__ = ("booked", "call", "first", "start", "started", "status", "trail")
+    __slots__ = ("booked", "call", "first", "start", "started", "status", "tokens", "trail")
 
     def __init__(self, call: Call, trail: Trail, started: float) -> None:
         self.call = call
@@ -149,6 +165,7 @@ class _Entry:
         self.start: Start | None = None
         self.first: float | None = None
         self.status = 0
+        self.tokens = 0
         self.booked = False
 
 

@@ -88,6 +88,11 @@ class _Account(Collector):
         cost = CounterMetricFamily("sluice_cost_usd", "Spent", labels=["tenant", "model"])
         _add(cost, self._rollup.spent(), 1e-9)
         yield cost
+        wasted = CounterMetricFamily(
+            "sluice_cost_wasted_usd", "Spent on answers that were cut", labels=["tenant", "model"]
+        )
+        _add(wasted, self._rollup.wasted(), 1e-9)
+        yield wasted
         saved = CounterMetricFamily("sluice_cost_avoided_usd", "Not spent", labels=["tenant", "by"])
         _add(saved, nano_usd, 1e-9)
         yield saved

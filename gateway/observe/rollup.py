@@ -2,12 +2,14 @@
 
 Money is integer nano-US-dollars, so that the identity holds to the last digit for every answer:
 
-    counterfactual = spent + Σ avoided
+    counterfactual + waste = spent + Σ avoided
 
 `counterfactual` is the delivered tokens at the large model's price with no cache. What was avoided
 is attributed outermost first: a hit or a join avoids all of it; else the cascade avoids the
 difference between the two models' prices, and the prefix tree what was not prefilled, at the price
-of the model that answered.
+of the model that answered. One who joined a generation and inherited it, because whoever began it
+hung up, pays for it all. `waste` was spent on answers that nobody heard to their end: a lower
+bound, of the answer's tokens alone (observe/ledger.py says what is not known).
 
 Durations go into geometric buckets, 24 to a decade: percentiles are right to 10 %, and every eighth
 edge is a Prometheus bucket, so that both read one array.
@@ -17,13 +19,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from engine.contract import Usage
 from gateway.catalog import ModelCard
-from gateway.observe.ledger import NOBODY, Ledger, Record
+from gateway.observe.ledger import NOBODY, NOTHING, Ledger, Record
 
+OK = 200
 RECENT = 50
 STEPS = 24
 """Buckets to a decade."""
@@ -32,7 +35,8 @@ _DECADES = 8
 _SIZE = STEPS * _DECADES + 1
 
 TECHNIQUES = ("exact", "semantic", "join", "prefix", "cascade")
-_BY_ORIGIN = {"exact": "exact", "semantic": "semantic", "joined": "join"}
+JOINED = "joined"
+_BY_ORIGIN = {"exact": "exact", "semantic": "semantic", JOINED: "join"}
 
 
 class Durations:
@@ -84,6 +88,7 @@ class Money:
     spent: int
     avoided: Mapping[str, int]
     tokens: Mapping[str, int]
+    waste: int = 0
 
 
 class Prices:
@@ -97,7 +102,7 @@ class Prices:
         large_in, large_out = self._large
         whole = usage.prompt_tokens * large_in + usage.completion_tokens * large_out
         technique = _BY_ORIGIN.get(origin)
-        if technique is not None:
+        if technique is not None and not _inherited(origin, usage):
             tokens = usage.prompt_tokens + usage.completion_tokens
             return Money(whole, 0, {technique: whole}, {technique: tokens})
         own_in, own_out = self._by_model.get(model, self._large)
@@ -112,6 +117,15 @@ class Prices:
             {"cascade": whole - full, "prefix": prefix},
             {"cascade": moved, "prefix": usage.cached_tokens},
         )
+
+    def account_cut(self, model: str, cut_tokens: int) -> Money:
+        """An answer that did not end: nothing was delivered."""
+        spent = cut_tokens * self._by_model.get(model, self._large)[1]
+        return Money(0, spent, {}, {}, waste=spent)
+
+
+def _inherited(origin: str, usage: Usage) -> bool:
+    return origin == JOINED and usage.computed_tokens > 0
 
 
 def _nano(card: ModelCard) -> tuple[int, int]:
@@ -132,9 +146,42 @@ class Sum:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
+    computed_tokens: int = 0
+    cut_tokens: int = 0
+    inherited: Usage = NOTHING
+    """What of it was joined and had to be paid all the same: priced unlike the rest."""
 
-    def usage(self) -> Usage:
-        return Usage(self.prompt_tokens, self.completion_tokens, self.cached_tokens)
+    def add(self, record: Record) -> None:
+        usage = record.usage
+        self.count += 1
+        self.prompt_tokens += usage.prompt_tokens
+        self.completion_tokens += usage.completion_tokens
+        self.cached_tokens += usage.cached_tokens
+        self.computed_tokens += usage.computed_tokens
+        self.cut_tokens += record.cut_tokens
+        if _inherited(record.origin, usage):
+            self.inherited = plus(self.inherited, usage)
+
+    def usages(self) -> Iterator[Usage]:
+        """Sums of tokens that are priced alike."""
+        less = self.inherited
+        yield Usage(
+            self.prompt_tokens - less.prompt_tokens,
+            self.completion_tokens - less.completion_tokens,
+            self.cached_tokens - less.cached_tokens,
+            self.computed_tokens - less.computed_tokens,
+        )
+        if less.computed_tokens:
+            yield less
+
+
+def plus(a: Usage, b: Usage) -> Usage:
+    return Usage(
+        a.prompt_tokens + b.prompt_tokens,
+        a.completion_tokens + b.completion_tokens,
+        a.cached_tokens + b.cached_tokens,
+        a.computed_tokens + b.computed_tokens,
+    )
 
 
 class RollUp:
@@ -154,15 +201,19 @@ class RollUp:
         """Add what was booked since. About 2 µs a record, outside of any request."""
         for record in self._ledger.take():
             self._count(record)
-            if record.status == 200:
+            if record.status == OK:
                 self._time(record)
             self.recent.append(record)
 
     def money(self) -> Iterable[tuple[Who, Money]]:
         """What was spent and avoided, by who."""
         for (tenant, model, origin, status), one in self.sums.items():
-            if status == 200:
-                yield (tenant, model, origin), self._prices.account(model, origin, one.usage())
+            who = (tenant, model, origin)
+            if status == OK:
+                for usage in one.usages():
+                    yield who, self._prices.account(model, origin, usage)
+            elif one.cut_tokens:
+                yield who, self._prices.account_cut(model, one.cut_tokens)
 
     def avoided(self) -> tuple[Counter[tuple[str, str]], Counter[tuple[str, str]]]:
         """(tokens, nano-US-dollars) by (tenant, technique)."""
@@ -180,16 +231,19 @@ class RollUp:
             spent[(tenant, model)] += money.spent
         return spent
 
+    def wasted(self) -> Counter[tuple[str, str]]:
+        """Nano-US-dollars by (tenant, model), which are part of what was spent."""
+        wasted: Counter[tuple[str, str]] = Counter()
+        for (tenant, model, _), money in self.money():
+            wasted[(tenant, model)] += money.waste
+        return wasted
+
     def _count(self, record: Record) -> None:
         key = (record.tenant, record.model, record.origin, record.status)
         one = self.sums.get(key)
         if one is None:
             one = self.sums[key] = Sum()
-        usage = record.usage
-        one.count += 1
-        one.prompt_tokens += usage.prompt_tokens
-        one.completion_tokens += usage.completion_tokens
-        one.cached_tokens += usage.cached_tokens
+        one.add(record)
         for status in record.cache:
             result = "hit" if status.hit else "joined" if status.collapsed else status.forward
             self.lookups[(status.layer, result or "miss")] += 1

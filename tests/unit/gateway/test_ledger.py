@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cache.join import Join
 from engine.contract import Call, End, Overloaded, Trail, Usage
 from gateway.catalog import ModelCard
 from gateway.observe.ledger import Ledger, LedgerLayer, Record
@@ -78,10 +79,74 @@ def test_what_was_delivered_is_what_was_spent_and_what_was_avoided(
     origin: str, prompt: int, completion: int, data: st.DataObject
 ) -> None:
     cached = data.draw(st.integers(0, prompt))
+    computed = data.draw(st.integers(0, 10**6))
     model = origin if origin in {"small", "large"} else data.draw(st.sampled_from(["small", "x"]))
-    money = PRICES.account(model, origin, Usage(prompt, completion, cached))
+    money = PRICES.account(model, origin, Usage(prompt, completion, cached, computed))
     assert money.counterfactual == prompt * 1000 + completion * 4000
-    assert money.counterfactual == money.spent + sum(money.avoided.values())
+    assert money.counterfactual + money.waste == money.spent + sum(money.avoided.values())
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["exact", "joined", "small", "large"]),
+            st.sampled_from([200, 499, 503]),
+            st.builds(Usage, st.integers(0, 99), st.integers(0, 99), st.just(0), st.integers(0, 9)),
+            st.integers(0, 99),
+        )
+    )
+)
+def test_a_sum_is_priced_as_its_records_are(rows: list[tuple[str, int, Usage, int]]) -> None:
+    ledger = Ledger()
+    rollup = RollUp(ledger, PRICES)
+    spent = avoided = wasted = counterfactual = 0
+    for origin, status, usage, cut in rows:
+        model = origin if origin in {"small", "large"} else "large"
+        given = usage if status == 200 else Usage(0, 0)
+        cut_tokens = 0 if status == 200 else cut
+        ledger.append(
+            Record(0.0, "i", "t", model, origin, status, given, 0.1, 0.1, [], [], cut_tokens)
+        )
+        one = PRICES.account(model, origin, given)
+        spent += one.spent + PRICES.account_cut(model, cut_tokens).spent
+        wasted += PRICES.account_cut(model, cut_tokens).waste
+        counterfactual += one.counterfactual
+        avoided += sum(one.avoided.values())
+    rollup.fold()
+    assert sum(rollup.spent().values()) == spent
+    assert sum(rollup.wasted().values()) == wasted
+    assert sum(rollup.avoided()[1].values()) == avoided
+    assert counterfactual + wasted == spent + avoided
+
+
+def test_a_follower_pays_nothing_and_an_heir_the_whole() -> None:
+    assert PRICES.account("large", "joined", Usage(10, 4, 0, 0)).spent == 0
+    heir = PRICES.account("large", "joined", Usage(10, 4, 3, 11))
+    assert (heir.spent, heir.avoided["prefix"]) == (23_000, 3_000)
+
+
+async def test_what_was_computed_for_who_hung_up_is_waste() -> None:
+    booked = await book(FakeModel(lambda _: ["a", "b", "c"], name="large"), stop_at=3)
+    assert (booked.status, booked.cut_tokens) == (499, 2)
+    follower = Trail("1", owes=False)
+    assert (await book(FakeModel(), follower, stop_at=3)).cut_tokens == 0
+    assert (await book(FakeModel())).cut_tokens == 0
+
+
+async def test_a_generation_that_is_inherited_is_paid_once() -> None:
+    ledger = Ledger()
+    model = FakeModel(lambda _: ["a", "b", "c", "d"], name="large", pause_s=0.001)
+    layer = LedgerLayer(Join(model, may_share=lambda _call, _trail: True), ledger)
+    leader, heir = layer(CALL, Trail("1")), layer(CALL, Trail("2"))
+    for _ in range(3):
+        await anext(leader)
+    await anext(heir)
+    await leader.aclose()
+    assert [event async for event in heir]
+    left, stayed = ledger.take()
+    assert (left.status, left.cut_tokens) == (499, 0)
+    assert (stayed.status, stayed.origin) == (200, "joined")
+    assert PRICES.account("large", stayed.origin, stayed.usage).spent > 0
 
 
 def test_a_hit_costs_nothing_and_avoids_all() -> None:
