@@ -16,6 +16,7 @@ import hashlib
 import os
 import re
 import socket
+import sqlite3
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -95,6 +96,7 @@ def _serve(asked: argparse.Namespace, console: Console) -> int:
     _check_paths(settings)
     # The port is taken before models are loaded: finding it in use costs a second, not a minute.
     with _listen(settings) as listener:
+        _check_store(settings)
         return _serve_on(listener, settings, console)
 
 
@@ -126,7 +128,7 @@ def _serve_on(listener: socket.socket, settings: Settings, console: Console) -> 
         run(server, [listener])
     finally:
         writer.close()
-    return 0
+    return 0 if server.started else EXIT_MENDABLE
 
 
 def _listen(settings: Settings) -> socket.socket:
@@ -151,6 +153,22 @@ def _check_paths(settings: Settings) -> None:
                 f"models.{name}.path: {model.path} is not a checkpoint directory (it has no "
                 "config.json). Name a Hugging Face directory with safetensors and a tokenizer."
             )
+
+
+def _check_store(settings: Settings) -> None:
+    store = settings.exact.store
+    if not store.startswith("sqlite:///"):
+        return
+    from cache.store.sqlite_file import check_usable  # noqa: PLC0415 - the doctor needs none of it
+
+    path = Path(store.removeprefix("sqlite:///"))
+    try:
+        check_usable(path)
+    except (OSError, sqlite3.Error) as error:
+        raise _Mendable(
+            f"cache.exact.store: {path} cannot be used ({error}). Name a file in a folder that may "
+            "be written to, or set memory://."
+        ) from None
 
 
 def _greet(console: Console, settings: Settings, port: int) -> None:

@@ -34,6 +34,7 @@ ROW_BYTES: Final = 400
 _EVICT_AT_ONCE: Final = 64
 _EXPIRE_AT_ONCE: Final = 1_000
 _BROKEN: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+_BUSY: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 
 _SCHEMA: Final = f"""
 CREATE TABLE IF NOT EXISTS entries (
@@ -86,6 +87,19 @@ Write: TypeAlias = Put | Touch
 
 def is_broken(error: sqlite3.Error) -> bool:
     return getattr(error, "sqlite_errorcode", None) in _BROKEN
+
+
+def check_usable(path: Path) -> None:
+    """Raises OSError or sqlite3.Error where no cache file can be made or written to. One that is
+    broken or busy will do: it is moved aside, or waited for."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with closing(_connect(path)) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("ROLLBACK")
+    except sqlite3.DatabaseError as error:
+        if not is_broken(error) and getattr(error, "sqlite_errorcode", None) not in _BUSY:
+            raise
 
 
 def _connect(path: Path) -> sqlite3.Connection:

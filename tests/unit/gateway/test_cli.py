@@ -35,6 +35,19 @@ def test_a_port_in_use_is_found_before_any_model_is_loaded(
     assert "--port" in capsys.readouterr().err
 
 
+def test_a_cache_file_that_cannot_be_is_told_before_any_model_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    for path in ("/proc/x/y.db", str(tmp_path / "file" / "y.db"), str(tmp_path)):
+        monkeypatch.setenv("SLUICE_CACHE__EXACT__STORE", f"sqlite:///{path}")
+        assert main(["serve", "--port", "0"]) == 2
+        said = capsys.readouterr().err
+        assert f"cache.exact.store: {path} cannot be used" in said.replace("\n", " ")
+        assert "Traceback" not in said
+
+
 def test_a_typo_in_the_settings_is_told_with_its_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

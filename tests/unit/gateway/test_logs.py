@@ -3,10 +3,13 @@ from __future__ import annotations
 import json
 import logging
 from io import BytesIO
+from pathlib import Path
 
 import pytest
 
+from gateway.assemble import build_cache
 from gateway.observe.logs import Bridge, LineWriter, Log, build_log
+from gateway.settings import ExactCache
 
 
 class Broken(BytesIO):
@@ -106,3 +109,14 @@ def test_a_flood_is_bounded_and_what_was_dropped_is_counted() -> None:
     writer.close()
     assert lines(stream)[-1] == {"event": "log lines dropped", "count": 3}
     assert len(lines(stream)) == 3
+
+
+async def test_a_cache_file_that_was_moved_aside_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "exact.db"
+    path.write_bytes(b"not a database" * 100)
+    log, writer, stream = new_log()
+    store = build_cache(ExactCache(store=f"sqlite:///{path}"), log).store
+    await store.open()
+    await store.close()
+    writer.close()
+    assert b"was moved to" in stream.getvalue()
