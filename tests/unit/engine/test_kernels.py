@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from engine.kernels.activation import silu_mul
-from engine.kernels.linear import can_pack, linear, packed, plain
+from engine.kernels.linear import Linear, can_pack, linear, packed, plain, steady_rows
 from engine.kernels.norm import rms_norm
 from engine.kernels.rotary import frequencies, rotate, table
 from engine.models.config import Rope
@@ -25,6 +25,42 @@ def test_a_packed_product_equals_the_plain_one(dtype: torch.dtype, rows: int, bi
     x = torch.randn(rows, 40).to(dtype)
     close = {"atol": 1e-4, "rtol": 1e-4} if dtype == torch.float32 else {"atol": 0.1, "rtol": 0.01}
     torch.testing.assert_close(packed(weight, bias)(x), plain(weight, bias)(x), **close)
+
+
+SHAPES = [(512, 1408), (256, 704), (96, 40), (64, 4096), (40, 33)]
+
+
+@pytest.mark.skipif(not can_pack(), reason="torch was built without oneDNN")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_row_is_the_same_however_many_stand_beside_it(
+    dtype: torch.dtype, shape: tuple[int, int]
+) -> None:
+    generator = torch.Generator().manual_seed(1)
+    weight = torch.randn(shape, generator=generator).to(dtype)
+    x = torch.randn(100, shape[1], generator=generator).to(dtype)
+    multiply = packed(weight)
+    whole = multiply(x)
+    for rows in (1, 2, 3, 5, 8, 31, 99):
+        assert torch.equal(multiply(x[:rows]), whole[:rows])
+        assert torch.equal(multiply(x[-rows:]), whole[-rows:])
+    ones = torch.cat([multiply(x[row : row + 1]) for row in range(len(x))])
+    assert torch.equal(ones, whole)
+
+
+@pytest.mark.parametrize(("agree_from", "least"), [(1, 1), (2, 2), (3, 3), (5, 8), (64, 1)])
+def test_a_product_is_filled_up_to_where_more_rows_change_nothing(
+    monkeypatch: pytest.MonkeyPatch, agree_from: int, least: int
+) -> None:
+    def product(_weight: torch.Tensor, _bias: object) -> Linear:
+        return lambda x: x * (1 if len(x) >= agree_from else 2)
+
+    monkeypatch.setattr("engine.kernels.linear._reordered", product)
+    steady_rows.cache_clear()
+    try:
+        assert steady_rows(8, 6, torch.float32, 1) == least
+    finally:
+        steady_rows.cache_clear()
 
 
 def test_a_packed_product_does_not_need_the_weight_any_more() -> None:
