@@ -7,6 +7,7 @@ anything listens on a port.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -93,7 +94,7 @@ def load_backend(settings: Settings, log: Log, progress: Progress) -> EngineBack
     cards = {
         name: ModelCard(
             name=name,
-            fingerprint=prints[name],
+            fingerprint=answers_as(prints[name], settings.models[name].dtype, lane.max_tokens),
             context=lane.max_tokens,
             price_in=settings.models[name].price_in,
             price_out=settings.models[name].price_out,
@@ -103,6 +104,13 @@ def load_backend(settings: Settings, log: Log, progress: Progress) -> EngineBack
     }
     report = _reporter(log)
     return EngineBackend(Engine(lanes, clock=time.monotonic, report=report), cards)
+
+
+def answers_as(weights: str, dtype: str, longest: int) -> str:
+    """The fingerprint of what a model answers: its weights', and the settings that change it. An
+    answer that was cut at a shorter context, or computed in another precision, is another one."""
+    made_of = f"{weights} {dtype} {longest}".encode()
+    return hashlib.blake2b(made_of, digest_size=16).hexdigest()
 
 
 def _state(stats: LaneStats) -> EngineState:

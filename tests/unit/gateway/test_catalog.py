@@ -4,6 +4,7 @@ import pytest
 
 from engine.contract import BadCall, Denied, Json, UnknownModel
 from gateway.catalog import Catalog, ModelCard, Place, scope_of
+from gateway.engine_backend import answers_as
 from gateway.settings import Tenant
 
 LARGE = ModelCard("large", "FL", 100)
@@ -68,3 +69,9 @@ def test_scopes_of_different_kinds_never_meet() -> None:
     assert len(set(scopes)) == len(scopes)
     assert scope_of(Tenant(name="a"), "u") == scope_of(Tenant(name="a"), "v")
     assert scope_of(Tenant(name="a", cache_scope="user"), None) is None
+
+
+def test_another_precision_or_context_is_another_fingerprint() -> None:
+    prints = {answers_as(*of) for of in (("w", "auto", 9), ("w", "float32", 9), ("w", "auto", 8))}
+    assert len({*prints, answers_as("v", "auto", 9)}) == 4
+    assert all(len(one) == 32 for one in prints)
