@@ -60,7 +60,7 @@ is asked. Packing does not read this table: a field missing here is in the key a
 test fails. Nothing is outside the key; who would like to put something there keeps it out of Call.
 """
 
-_FORMAT: Final = 2
+_FORMAT: Final = 3
 """Changes whenever the meaning of an old key does, so that no store is read with new eyes."""
 
 _packer = msgspec.msgpack.Encoder()

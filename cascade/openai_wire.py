@@ -118,15 +118,11 @@ def _sampling(call: Call) -> Body:
     sampling = call.sampling
     fields: Body = {
         name: getattr(sampling, name)
-        for name in ("temperature", "top_p", "top_k", "min_p", "seed")
+        for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")
         if getattr(sampling, name) is not None
     }
-    for name, off in (
-        ("frequency_penalty", 0.0),
-        ("presence_penalty", 0.0),
-        ("repetition_penalty", 1.0),
-    ):
-        if getattr(sampling, name) != off:
+    for name in ("frequency_penalty", "presence_penalty"):
+        if getattr(sampling, name) != 0.0:
             fields[name] = getattr(sampling, name)
     if sampling.logit_bias:
         fields["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias}

@@ -72,7 +72,8 @@ class Message:
 @dataclass(frozen=True, slots=True)
 class Sampling:
     """How to choose tokens. None means that the caller did not say: the model's default applies,
-    and the exact cache may store the answer (see cache/exact.py)."""
+    and the exact cache may store the answer (see cache/exact.py). Off is a thing to say: `top_k` 0,
+    `top_p` 1, `min_p` 0 and `repetition_penalty` 1 hold against a model's default."""
 
     temperature: float | None = None
     top_p: float | None = None
@@ -80,7 +81,7 @@ class Sampling:
     min_p: float | None = None
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
-    repetition_penalty: float = 1.0
+    repetition_penalty: float | None = None
     logit_bias: tuple[tuple[int, float], ...] = ()
     seed: int | None = None
 
@@ -90,8 +91,8 @@ class Call:
     """One request, resolved: aliases, clamps and defaults applied; nothing inside validates again.
 
     `scope` is the tenant's isolation scope and `fingerprint` names the weights of every model that
-    may answer; both are set by the gateway, never by the caller, and both are in every cache key
-    and every prefix namespace. `policy` names what an answer may cost in quality (empty: nothing).
+    may answer, and the settings that change what they say; both are set by the gateway, never by
+    the caller, and both are in every cache key and every prefix namespace. `policy` names what an answer may cost in quality (empty: nothing).
     """
 
     kind: Literal["chat", "text"]

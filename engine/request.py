@@ -230,12 +230,7 @@ def _params(call: Call, defaults: SamplingParams, seed: int) -> SamplingParams:
         min_p=_or(said.min_p, defaults.min_p),
         frequency_penalty=said.frequency_penalty,
         presence_penalty=said.presence_penalty,
-        # 1 is "off" and also "not said": a model that needs a penalty keeps its own.
-        repetition_penalty=(
-            defaults.repetition_penalty
-            if said.repetition_penalty == 1.0
-            else said.repetition_penalty
-        ),
+        repetition_penalty=_or(said.repetition_penalty, defaults.repetition_penalty),
         logit_bias=said.logit_bias,
         seed=seed,
         logprobs=call.top_logprobs if call.logprobs else -1,

@@ -86,18 +86,19 @@ ROLES: Mapping[str, str] = MappingProxyType(
 
 
 def sampling_of(request: Common) -> Sampling:
-    """The numbers that choose tokens. None stays None: "the caller did not say"."""
+    """The numbers that choose tokens. None stays None: "the caller did not say". A `top_k` of 0 or
+    -1 says "off"."""
     if request.top_p == 0.0:
         raise BadCall("top_p: expected a number above 0; for greedy decoding set temperature to 0.",
                       param="top_p", code="invalid_value")  # fmt: skip
     return Sampling(
         temperature=request.temperature,
         top_p=request.top_p,
-        top_k=request.top_k if request.top_k and request.top_k > 0 else None,
+        top_k=None if request.top_k is None else max(0, request.top_k),
         min_p=request.min_p,
         frequency_penalty=request.frequency_penalty or 0.0,
         presence_penalty=request.presence_penalty or 0.0,
-        repetition_penalty=request.repetition_penalty or 1.0,
+        repetition_penalty=request.repetition_penalty,
         logit_bias=_biases(request.logit_bias) if request.logit_bias else (),
         seed=request.seed,
     )

@@ -107,6 +107,9 @@ async def test_what_the_call_leaves_open_is_the_models_own() -> None:
     said = Sampling(temperature=0.0, top_p=1.0, top_k=0, min_p=0.0, repetition_penalty=2.0, seed=3)
     params = (await make(chat(sampling=said), lane)).sequences[0].params
     assert params == SamplingParams(repetition_penalty=2.0, seed=3)
+    off = Sampling(top_k=0, repetition_penalty=1.0, seed=3)
+    params = (await make(chat(sampling=off), lane)).sequences[0].params
+    assert (params.top_k, params.repetition_penalty) == (0, 1.0)
 
 
 async def test_every_choice_has_its_own_seed_and_the_first_has_the_calls() -> None:

@@ -138,7 +138,7 @@ def test_numbers_reach_the_call() -> None:
     )  # fmt: skip
     sampling = call.sampling
     assert isinstance(sampling.temperature, float)
-    assert (sampling.temperature, sampling.top_p, sampling.top_k) == (1.0, 0.5, None)
+    assert (sampling.temperature, sampling.top_p, sampling.top_k) == (1.0, 0.5, 0)
     assert sampling.logit_bias == ((3, -1.0), (20, 1.0))
     assert (call.n, call.stop, call.logprobs, call.top_logprobs) == (2, ("x",), True, 3)
     assert call.parallel_tool_calls is False

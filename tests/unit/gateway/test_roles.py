@@ -77,6 +77,12 @@ def test_a_field_changes_the_key_exactly_when_its_role_says_so(field: str) -> No
     assert changed == (chat.ROLES[field] == KEY)
 
 
+@pytest.mark.parametrize("off", [{"top_k": 0}, {"repetition_penalty": 1.0}])
+def test_off_is_a_thing_to_say(off: dict[str, Any]) -> None:
+    assert key(off) != key({})
+    assert key({"top_k": -1}) == key({"top_k": 0})
+
+
 def test_what_nobody_knows_is_in_the_key() -> None:
     assert key({"reasoning_effort": "low"}) != key({})
     assert key({"reasoning_effort": "low"}) != key({"reasoning_effort": "high"})
