@@ -121,12 +121,16 @@ class Ring:
         self._rows = np.zeros((64, columns), np.float32)
         self.count = 0
 
-    def add(self, *row: object) -> None:
+    def add(self, *row: float, tail: Floats | None = None) -> None:
+        """`row` are the first columns, `tail` the others."""
         if self.count == len(self._rows) < WINDOW:
             larger = np.zeros((min(WINDOW, 2 * self.count), self._rows.shape[1]), np.float32)
             larger[: self.count] = self._rows
             self._rows = larger
-        self._rows[self.count % len(self._rows)] = np.hstack(row)  # type: ignore[call-overload]
+        at = self._rows[self.count % len(self._rows)]
+        at[: len(row)] = row
+        if tail is not None:
+            at[len(row) :] = tail
         self.count += 1
 
     def rows(self) -> Floats:
@@ -144,8 +148,9 @@ class Ring:
 
 def gamma_upper(mean: Floats, shape: Floats, z: float) -> Floats:
     """The percentile z of Gamma(shape) with this mean; Wilson and Hilferty's cube root of it."""
-    root = np.maximum(0.0, 1 - 1 / (9 * shape) + z / (3 * np.sqrt(shape)))
-    return mean * root**3
+    root: Floats = np.maximum(0.0, 1 - 1 / (9 * shape) + z / (3 * np.sqrt(shape)))
+    upper: Floats = mean * root**3
+    return upper
 
 
 def poisson_upper(mean: Floats, z: float) -> Floats:
@@ -248,7 +253,7 @@ class Budgeted:
             self.ledger.audit(verdict.chance, wrong=wrong)
         # The odds see more of what is rarely labelled, with tempered weights: full ones are noise.
         weight = min(5.0, math.sqrt(1 / verdict.chance))
-        self._labelled.add(self._requests, p, wrong, weight, sighting.signs)
+        self._labelled.add(self._requests, p, wrong, weight, tail=sighting.signs)
         if self.threshold and p <= self._hearing():
             self._listen(min(0.5, p * self._ratio), wrong=wrong)
 
@@ -289,7 +294,8 @@ class Budgeted:
 
         def below(values: Floats, amounts: Floats) -> Floats:
             sums = np.bincount(np.searchsorted(LEVELS, values), amounts, bins)
-            return np.cumsum(sums)[:-1]
+            total: Floats = np.cumsum(sums.astype(np.float64))[:-1]
+            return total
 
         mass = below(asked, asked) * (self.terms.horizon / len(asked))
         shape = 1.0 + below(p, wrong)

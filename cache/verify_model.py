@@ -38,7 +38,8 @@ def default_prior() -> Floats:
 def shared_prior(learnt: Sequence[Floats]) -> Floats:
     """What to believe of a new namespace: what its siblings have learnt, and our own idea as one
     more of them."""
-    return np.mean([default_prior(), *learnt], axis=0)  # type: ignore[no-any-return]
+    mean: Floats = np.mean(np.stack([default_prior(), *learnt]), axis=0)
+    return mean
 
 
 class Odds:
@@ -73,7 +74,8 @@ class Odds:
         curvature = weight * p * (1 - p)
         hessian = (signs * curvature[:, None]).T @ signs + RIDGE * np.eye(len(weights))
         gradient = signs.T @ (weight * (p - wrong)) + RIDGE * (weights - self.prior)
-        return np.linalg.solve(hessian, gradient)
+        step: Floats = np.linalg.solve(hessian, gradient).astype(np.float64)
+        return step
 
     def _loss(self, weights: Floats, signs: Floats, wrong: Floats, weight: Floats) -> float:
         logits = signs @ weights

@@ -18,6 +18,7 @@ import math
 import random
 from collections import deque
 from statistics import NormalDist
+from typing import Literal
 
 import numpy as np
 
@@ -102,7 +103,7 @@ class VCache:
         pairs = self._pairs.get(sighting.key, [(0.0, False), (1.0, True)])
         chance = vcache_chance(pairs, round(sighting.similarity, 3), self._max_error)
         explores = self._rng.random() <= chance
-        action = "explore" if explores else "serve"
+        action: Literal["serve", "explore"] = "explore" if explores else "serve"
         return Verdict(action, 1 - self._max_error, max(0.0, chance), f"{len(pairs)} labels")
 
     def learn(self, sighting: Sighting, _verdict: Verdict, /, *, right: bool) -> None:
