@@ -92,7 +92,8 @@ class Call:
 
     `scope` is the tenant's isolation scope and `fingerprint` names the weights of every model that
     may answer, and the settings that change what they say; both are set by the gateway, never by
-    the caller, and both are in every cache key and every prefix namespace. `policy` names what an answer may cost in quality (empty: nothing).
+    the caller, and both are in every cache key and every prefix namespace. `policy` names what an
+    answer may cost in quality (empty: nothing).
     """
 
     kind: Literal["chat", "text"]
@@ -260,6 +261,8 @@ class Trail:
     cache: list[CacheStatus] = field(default_factory=list)
     age_s: float | None = None
     decisions: list[Decision] = field(default_factory=list)
+    admitted: bool = False
+    """Counted against its tenant's limits already: one of several calls of one request."""
     owes: bool = True
     """Whether what is computed now is this request's to pay: not while it follows another's."""
 

@@ -118,12 +118,20 @@ class Endpoint:
         calls = asked.calls(self._place(exchange, asked, tenant, trail))
         first = calls[0]
         look = Look(first.fingerprint, first.n * len(calls), first.logprobs, asked.include_usage)
-        exchange.booked = True
-        answer = answer_all(edge.answerer, calls, trail)
-        if asked.stream:
-            await self._stream(exchange, answer, ChunkWriter(asked.surface, look), trail)
-        else:
-            await self._whole(exchange, answer, asked.surface, look, trail)
+        several = len(calls) > 1 and edge.limits.watches(tenant.name)
+        if several:
+            edge.limits.enter(tenant.name)
+            trail.admitted = True
+        try:
+            exchange.booked = True
+            answer = answer_all(edge.answerer, calls, trail)
+            if asked.stream:
+                await self._stream(exchange, answer, ChunkWriter(asked.surface, look), trail)
+            else:
+                await self._whole(exchange, answer, asked.surface, look, trail)
+        finally:
+            if several:
+                edge.limits.leave(tenant.name)
 
     def _trail(self, exchange: Exchange, tenant: Tenant) -> Trail:
         given = exchange.given

@@ -123,7 +123,8 @@ class Limits:
 
 
 class LimitLayer:
-    """The answerer that lets a call in or refuses it. Hits count as requests, too."""
+    """The answerer that lets a call in or refuses it. Hits count as requests, too. Several calls
+    of one request are one: the endpoint has counted it (`Trail.admitted`)."""
 
     def __init__(self, inner: Answerer, limits: Limits) -> None:
         self._inner = inner
@@ -131,7 +132,9 @@ class LimitLayer:
 
     def __call__(self, call: Call, trail: Trail) -> Answer:
         answer = self._inner(call, trail)
-        return self._counted(answer, trail.tenant) if self._limits.watches(trail.tenant) else answer
+        if trail.admitted or not self._limits.watches(trail.tenant):
+            return answer
+        return self._counted(answer, trail.tenant)
 
     async def _counted(self, answer: Answer, tenant: str) -> Answer:
         try:

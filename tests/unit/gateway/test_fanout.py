@@ -6,6 +6,7 @@ import pytest
 
 from engine.contract import (
     Answer,
+    CacheStatus,
     Call,
     Decision,
     Delta,
@@ -86,3 +87,25 @@ async def test_what_happened_to_each_is_told_together() -> None:
     assert [event async for event in answer_all(explaining, TWO, trail)]
     assert sorted(decision.choice for decision in trail.decisions) == ["a", "b"]
     assert trail.spans_ms["queue"] == 5.0
+
+
+async def test_the_head_tells_of_all_calls_before_anything_is_said() -> None:
+    async def cached_or_not(call: Call, trail: Trail) -> Answer:
+        hit = call.prompt == "a"
+        await asyncio.sleep(0 if hit else 0.01)
+        trail.cache.append(CacheStatus("exact", hit=hit, forward="" if hit else "miss"))
+        trail.age_s = 7.0 if hit else None
+        async for event in FakeModel(name="exact" if hit else "large")(call, trail):
+            yield event
+
+    trail = Trail("1")
+    answer = answer_all(cached_or_not, TWO, trail)
+    start = await anext(answer)
+    assert isinstance(start, Start)
+    assert start.origin == "large"
+    assert [(one.hit, one.detail) for one in trail.cache] == [
+        (True, "1 of 2 prompts"), (False, "1 of 2 prompts"),
+    ]  # fmt: skip
+    assert trail.age_s == 7.0
+    events: list[object] = [event async for event in answer]
+    assert len(texts(events)) == 4

@@ -8,6 +8,7 @@ from engine.contract import Call, Start, TooMany, Trail
 from gateway.settings import Tenant
 from gateway.tenants.limits import LimitLayer, Limits
 from tests.support.fake import FakeModel
+from tests.support.serving import serving, settings_for_tests
 
 CALL = Call(kind="chat", model="m", scope="s")
 
@@ -92,3 +93,20 @@ async def test_a_tenant_without_limits_gets_the_inner_answer_itself() -> None:
     layer = LimitLayer(FakeModel(), limits(Clock(), rpm=1))
     for _ in range(3):
         assert [event async for event in layer(CALL, Trail("1", tenant="free"))]
+
+
+async def test_several_calls_of_one_request_are_counted_once() -> None:
+    tenant = Tenant(name="default", rpm=3, max_concurrent=1)
+    async with serving(settings_for_tests(tenants=(tenant,))) as running:
+        for stream in (False, True):
+            body = {"model": "small", "prompt": ["a", "b", "c"], "stream": stream}
+            reply = await running.client.post("/v1/completions", json=body)
+            assert reply.status_code == 200
+        assert reply.headers["x-ratelimit-remaining-requests"] == "1"
+        assert reply.headers["cache-status"].startswith("exact; hit; ttl=")
+        assert reply.headers["cache-status"].endswith('detail="3 of 3 prompts"')
+        await running.client.post("/v1/completions", json=body)
+        refused = await running.client.post("/v1/completions", json=body)
+        assert refused.status_code == 429
+        running.system.rollup.fold()
+        assert running.system.rollup.recent[-1].status == 429
