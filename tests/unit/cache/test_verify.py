@@ -374,6 +374,15 @@ class TestBudgeted:
         assert state.proven_at_least <= tally.wrong <= state.proven_at_most
         assert state.reason == ""
 
+    def test_a_namespace_that_hits_nearly_always_keeps_learning(self) -> None:
+        policy = budgeted(0.05)
+        drive(policy, Traffic(10, middle=0.2), 9000)
+        assert policy.state().labels < 4000
+        weights = policy.odds.weights
+        drive(policy, Traffic(11, middle=0.2), 500)
+        assert (policy.odds.weights != weights).any()
+        assert drive(policy, Traffic(12, middle=0.2, lucky=0.9), 2000).wrong <= 0.05 * 2000
+
     def test_requests_without_a_neighbour_count_as_requests(self) -> None:
         policy = budgeted(0.05)
         policy.skip()
