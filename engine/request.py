@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from engine.contract import BadCall, Call, Sampling, Trail, Usage
 from engine.lane import Lane
 from engine.mailbox import Mailbox
-from engine.sequence import SamplingParams, Sequence, Tokens
+from engine.sequence import LogitBias, SamplingParams, Sequence, Tokens
 from engine.stream import ChoiceStream
 
 MAX_CHOICES = 128
@@ -161,6 +161,7 @@ def make_request(
     max_known = _max_known(call, lane, tokens)
     request = Request(trail.id, lane, mailbox, arrival, trail.deadline, num_open=call.n)
     base = seed if call.sampling.seed is None else call.sampling.seed
+    params = _params(call, lane.defaults, base)
     for index in range(call.n):
         sequence = Sequence(
             id=first_id + index,
@@ -170,7 +171,7 @@ def make_request(
             tokens=_with_room(tokens, max_known),
             num_prompt=len(tokens),
             max_known=max_known,
-            params=_params(call, lane.defaults, seed_of(base, index)),
+            params=replace(params, seed=seed_of(base, index)),
             arrival=arrival,
             deadline=trail.deadline,
             known=len(tokens),
@@ -231,7 +232,7 @@ def _params(call: Call, defaults: SamplingParams, seed: int) -> SamplingParams:
         frequency_penalty=said.frequency_penalty,
         presence_penalty=said.presence_penalty,
         repetition_penalty=_or(said.repetition_penalty, defaults.repetition_penalty),
-        logit_bias=said.logit_bias,
+        logit_bias=LogitBias.of(said.logit_bias),
         seed=seed,
         logprobs=call.top_logprobs if call.logprobs else -1,
     )

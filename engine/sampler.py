@@ -86,7 +86,7 @@ def _changes_logits(params: SamplingParams) -> bool:
         params.repetition_penalty != 1.0
         or params.frequency_penalty
         or params.presence_penalty
-        or params.logit_bias
+        or params.logit_bias is not None
     )
 
 
@@ -94,10 +94,10 @@ def _apply_penalties(row: Tensor, sequence: Sequence) -> None:
     """Repetition counts prompt and answer (a factor), the other two the answer alone (a sum)."""
     params = sequence.params
     if params.repetition_penalty != 1.0:
-        seen = torch.from_numpy(np.unique(sequence.tokens[: sequence.known]).astype(np.int64))
-        values = row[seen]
-        factor = params.repetition_penalty
-        row[seen] = torch.where(values > 0, values / factor, values * factor)
+        # A token that stands there twice is read twice before it is written: no need to sort.
+        scores, seen = row.numpy(), sequence.tokens[: sequence.known]
+        values, factor = scores[seen], np.float32(params.repetition_penalty)
+        scores[seen] = np.where(values > 0, values / factor, values * factor)
     if params.frequency_penalty or params.presence_penalty:
         generated = sequence.tokens[sequence.num_prompt : sequence.known]
         said, counts = np.unique(generated, return_counts=True)
@@ -106,8 +106,9 @@ def _apply_penalties(row: Tensor, sequence: Sequence) -> None:
 
 
 def _apply_bias(row: Tensor, params: SamplingParams) -> None:
-    for token, bias in params.logit_bias:
-        row[token] += bias
+    bias = params.logit_bias
+    if bias is not None:
+        row.index_add_(0, torch.from_numpy(bias.ids), torch.from_numpy(bias.values))
 
 
 def _draw_rows(logits: Tensor, sequences: list[Sequence]) -> list[int]:

@@ -26,6 +26,23 @@ from radix.lease import Lease
 Tokens = npt.NDArray[np.int32]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class LogitBias:
+    """What is added to which logits: arrays, made once for a call and shared by its choices. A call
+    may name the whole vocabulary, and a step must not walk through it entry by entry."""
+
+    ids: npt.NDArray[np.int64]
+    values: npt.NDArray[np.float32]
+
+    @classmethod
+    def of(cls, entries: tuple[tuple[int, float], ...]) -> LogitBias | None:
+        """None where there is nothing to add."""
+        if not entries:
+            return None
+        ids, values = zip(*entries, strict=True)
+        return cls(np.array(ids, dtype=np.int64), np.array(values, dtype=np.float32))
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """`engine.contract.Sampling` with the model's defaults filled in: nothing is None but the seed.
@@ -42,7 +59,7 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     repetition_penalty: float = 1.0
-    logit_bias: tuple[tuple[int, float], ...] = ()
+    logit_bias: LogitBias | None = None
     seed: int = 0
     logprobs: int = -1
     """How many alternatives to report beside the sampled token's log-probability; -1: nothing."""

@@ -150,3 +150,13 @@ def test_a_prompt_that_cannot_fit_by_far_is_refused_before_it_is_tokenised() -> 
 def test_a_prompt_that_may_fit_if_its_tokens_are_long_is_left_to_the_tokenizer() -> None:
     lane = fake_lane()
     check(chat("a" * lane.text.longest_token * lane.context), lane)
+
+
+async def test_the_choices_of_a_call_share_one_bias() -> None:
+    call = chat(n=3, sampling=Sampling(logit_bias=((5, 1.0), (6, -2.0))))
+    request = await make(call, fake_lane())
+    first, *others = [s.params.logit_bias for s in request.sequences]
+    assert first is not None
+    assert all(other is first for other in others)
+    assert (first.ids.tolist(), first.values.tolist()) == ([5, 6], [1.0, -2.0])
+    assert (await make(chat(), fake_lane())).sequences[0].params.logit_bias is None

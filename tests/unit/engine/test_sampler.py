@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from engine.sampler import Sampler, arrivals
-from engine.sequence import SamplingParams, Sequence
+from engine.sequence import LogitBias, SamplingParams, Sequence
 from tests.support.steps import make_sequence
 
 VOCAB = 3000
@@ -175,10 +175,26 @@ def test_frequency_and_presence_penalties_count_the_answer_alone() -> None:
 def test_logit_bias_forces_and_forbids() -> None:
     scores = logits(2)
     best = int(scores[1].argmax())
-    forced, banned = at(1, logit_bias=((17, 100.0),)), at(1, logit_bias=((best, -100.0),))
-    drawn = tokens(scores, [forced, banned])
+    entries = (((17, 100.0),), ((best, -100.0),))
+    drawn = tokens(scores, [at(1, logit_bias=LogitBias.of(each)) for each in entries])
     assert drawn[0] == 17
     assert drawn[1] == int(scores[1].topk(2).indices[1])
+
+
+def test_a_bias_may_name_the_whole_vocabulary() -> None:
+    scores = logits(1)
+    worst = int(scores.argmin())
+    entries = tuple((token, 90.0 if token == worst else -5.0) for token in range(VOCAB))
+    bias = LogitBias.of(entries)
+    assert bias is not None
+    assert (bias.ids.dtype, bias.values.dtype) == (np.int64, np.float32)
+    assert tokens(scores, [at(1, logit_bias=bias)]) == [worst]
+
+
+def test_a_token_that_was_said_twice_is_penalised_once() -> None:
+    scores = torch.tensor([[2.0, 1.3, -1.0]])
+    sequence = make_sequence([0, 0, 0], SamplingParams(repetition_penalty=1.5))
+    assert tokens(scores, [sequence]) == [0]
 
 
 def test_logits_are_left_as_they_are() -> None:
