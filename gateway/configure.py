@@ -42,6 +42,10 @@ TABLES: Mapping[str, type[Any]] = MappingProxyType(
     }
 )
 PREFIX = "SLUICE_"
+NOT_SETTINGS = frozenset({"SLUICE_KEY"})
+"""Variables of ours that other commands read (`sluice chat`)."""
+_UNTOLD = frozenset({"keys", "store"})
+"""Settings whose value may hold a secret, and is not repeated in a message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +155,7 @@ def _from_environment(draft: Draft, environ: Mapping[str, str]) -> dict[str, tup
     """SLUICE_CACHE__EXACT__TTL_S=60 → {"cache.exact.ttl_s": ("60", "SLUICE_…")}."""
     found = {}
     for name, value in sorted(environ.items()):
-        if not name.startswith(PREFIX):
+        if not name.startswith(PREFIX) or name in NOT_SETTINGS:
             continue
         steps = name[len(PREFIX) :].lower().split("__")
         if len(steps) < 2 or not all(steps) or steps[0] == "tenants":
@@ -287,11 +291,18 @@ def _value(draft: Draft, key: Key, value: Any, wanted: Any) -> Any:
     try:
         converted = msgspec.convert(value, target, strict=not lax, str_keys=True)
     except msgspec.ValidationError as error:
-        draft.wrong(key, f"{error}; got {value!r}")
+        draft.wrong(key, _why_not(key, value, wanted, error))
         return None
     if wanted is Path:
         return Path(converted).expanduser()
     return MappingProxyType(converted) if isinstance(converted, dict) else converted
+
+
+def _why_not(key: Key, value: Any, wanted: Any, error: msgspec.ValidationError) -> str:
+    got = f"got {type(value).__name__}" if key[-1] in _UNTOLD else f"got {value!r}"
+    if typing.get_origin(wanted) is typing.Literal:
+        return f"must be one of {', '.join(map(str, typing.get_args(wanted)))}; {got}"
+    return f"{error}; {got}"
 
 
 def _plain(wanted: Any) -> Any:

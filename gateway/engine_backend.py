@@ -65,8 +65,6 @@ class EngineBackend:
 def load_backend(settings: Settings, log: Log, progress: Progress) -> EngineBackend:
     """Load every configured model. Raises CannotLoad."""
     engine = settings.engine
-    if engine.device not in {"auto", "cpu"}:
-        raise CannotLoad(f"engine.device: {engine.device!r} cannot be used yet; set auto or cpu.")
     use_threads(engine.threads or _threads())
     try:
         limits = Limits(

@@ -6,10 +6,13 @@ references between tables, and what would be unsafe to serve.
 
 from __future__ import annotations
 
+import dataclasses
 import ipaddress
+import math
 import re
 from collections.abc import Iterator
 from importlib.util import find_spec
+from typing import Any
 from urllib.parse import urlsplit
 
 from gateway.settings import Settings, Tenant
@@ -18,6 +21,8 @@ Key = tuple[str | int, ...]
 Finding = tuple[Key, str]
 
 AUTO = "auto"
+DEVICES = ("auto", "cpu")
+"""What the engine can be asked to run on."""
 REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+cluster", "rediss+cluster")
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _HASH = re.compile(r"[0-9a-f]{64}")
@@ -27,7 +32,9 @@ _SCOPE = re.compile(r"tenant|user|public|group:[A-Za-z0-9._-]{1,64}")
 def impossibilities(settings: Settings) -> Iterator[Finding]:
     """Every combination that cannot work, as (key, message)."""
     yield from _server(settings)
+    yield from _finite(settings)
     yield from _numbers(settings)
+    yield from _engine(settings)
     yield from _models(settings)
     yield from _stores(settings)
     yield from _hashes(("admin", "keys"), settings.admin.keys)
@@ -53,6 +60,31 @@ def _server(settings: Settings) -> Iterator[Finding]:
             ("server", "host"),
             f"listening on {server.host!r} while tenant {open_tenants[0]!r} needs no key would let "
             "anyone in; give each tenant `keys` (sha256 of a key), or listen on 127.0.0.1",
+        )
+
+
+def _finite(settings: Settings) -> Iterator[Finding]:
+    """TOML can write nan and inf, which pass every comparison that they should not."""
+    tables: list[tuple[Key, Any]] = [(("server",), settings.server)]
+    tables += [(("cache", "exact"), settings.exact)]
+    tables += [(("models", name), model) for name, model in settings.models.items()]
+    tables += [(("tenants", index), tenant) for index, tenant in enumerate(settings.tenants)]
+    for key, table in tables:
+        for one in dataclasses.fields(table):
+            value = getattr(table, one.name)
+            if isinstance(value, float) and not math.isfinite(value):
+                yield (*key, one.name), f"must be a number that ends; got {value}"
+
+
+def _engine(settings: Settings) -> Iterator[Finding]:
+    engine = settings.engine
+    if engine.device not in DEVICES:
+        yield ("engine", "device"), f"{engine.device!r} cannot be used yet; set auto or cpu"
+    if engine.max_batched_tokens <= engine.max_running:
+        yield (
+            ("engine", "max_batched_tokens"),
+            f"must be above max_running ({engine.max_running}), or prompts starve; "
+            f"got {engine.max_batched_tokens}",
         )
 
 

@@ -93,6 +93,26 @@ def test_a_wrong_variable_is_named(tmp_path: Path) -> None:
     assert "SLUICE_SERVER__PORT: server.port: Expected" in text
 
 
+def test_the_key_of_the_chat_command_is_no_setting_and_a_near_miss_is_told() -> None:
+    assert load(environ={"SLUICE_KEY": "sk-1"}).settings
+    with pytest.raises(BadSettings, match="SLUICE_KEYS: write SLUICE_SECTION__KEY"):
+        load(environ={"SLUICE_KEYS": "sk-1"})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[admin]\nkeys = "sk-secret"\n',
+        '[[tenants]]\nname = "a"\nkeys = [["sk-secret"]]\n',
+        '[cache.exact]\nstore = ["redis://:sk-secret@host"]\n',
+    ],
+)
+def test_what_may_be_a_secret_is_not_repeated(tmp_path: Path, text: str) -> None:
+    found = problems(tmp_path, text)
+    assert found
+    assert "sk-secret" not in str(found)
+
+
 def test_a_missing_file_and_broken_toml_are_errors_with_a_remedy(tmp_path: Path) -> None:
     with pytest.raises(BadSettings, match="name an existing file"):
         load(tmp_path / "none.toml")
@@ -123,6 +143,12 @@ def test_a_missing_file_and_broken_toml_are_errors_with_a_remedy(tmp_path: Path)
             f'[[tenants]]\nname="a"\nkeys=["{SHA}"]\n[[tenants]]\nname="b"\nkeys=["{SHA}"]\n',
             "shares a key with tenant 'a'",
         ),
+        ('[engine]\ndevice = "gpu"\n', "sluice.toml:2: engine.device: 'gpu' cannot be used"),
+        ("[engine]\nmax_batched_tokens = 64\n", "must be above max_running (64)"),
+        ("[server]\nheartbeat_s = nan\n", "server.heartbeat_s: must be a number that ends"),
+        ("[models.small]\nprice_in = inf\n", "price_in: must be a number that ends"),
+        ('[[tenants]]\nname = "a"\nshare = nan\n', "share: must be a number that ends"),
+        ('[logs]\nformat = "yaml"\n', "must be one of auto, json, console; got 'yaml'"),
         ('[models.auto]\npath = "x"\n[cascade]\nsmall="auto"\nlarge="auto"\n', "not 'auto'"),
     ],
 )
