@@ -28,6 +28,7 @@ import logging
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -199,16 +200,27 @@ class DrainingServer(uvicorn.Server):
     """A server that finishes its answers before it stops."""
 
     def __init__(
-        self, config: uvicorn.Config, drain: Drain, on_ready: Callable[[], None] = lambda: None
+        self,
+        config: uvicorn.Config,
+        drain: Drain,
+        log: Log,
+        on_ready: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(config)
         self._drain = drain
+        self._log = log
         self._on_ready = on_ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        if threading.current_thread() is threading.main_thread():
+            # Unhandled, it would kill the answers in flight: systems send it to ask for a reload.
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._decline_reload)
         await super().startup(sockets)
         if self.started:
             self._on_ready()
+
+    def _decline_reload(self) -> None:
+        self._log.warning("SIGHUP: reload is not supported yet; restart to read the settings again")
 
     def handle_exit(self, sig: int, _: FrameType | None) -> None:
         """The first signal drains; a second one stops at once."""
@@ -255,7 +267,7 @@ def build_server(
         timeout_graceful_shutdown=LAST_CLOSE_S,
         backlog=2048,
     )
-    return DrainingServer(config, drain, on_ready)
+    return DrainingServer(config, drain, log, on_ready)
 
 
 def run(server: DrainingServer, sockets: list[socket.socket] | None = None) -> None:

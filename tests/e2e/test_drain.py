@@ -30,6 +30,8 @@ async def test_a_stream_in_flight_ends_well_and_the_server_exits_in_order() -> N
         async with client.stream("POST", "/v1/chat/completions", json=ASKED) as response:
             lines = response.aiter_lines()
             await anext(lines)
+            process.send_signal(signal.SIGHUP)
+            assert (await other.get("/readyz")).status_code == 200
             process.send_signal(signal.SIGTERM)
             ready = await other.get("/readyz")
             refused = await other.post("/v1/chat/completions", json=ASKED)
