@@ -15,7 +15,7 @@ from pathlib import Path
 
 from cache.exact import Exact, Record, Shelf, Terms
 from cache.join import Join
-from cache.store.base import Store, StoreAway
+from cache.store.base import Store
 from cache.store.memory import MemoryStore
 from cache.store.sqlite import SqliteStore
 from cache.store.tiered import TieredStore
@@ -34,6 +34,7 @@ from gateway.observe.logs import Log
 from gateway.observe.metrics import Metrics
 from gateway.observe.rollup import Prices, RollUp
 from gateway.settings import ExactCache, Settings
+from gateway.store_health import StoreHealth
 from gateway.tenants.keys import AdminKeys, Keys
 from gateway.tenants.limits import LimitLayer, Limits
 from gateway.wire.chat import ChatRequest
@@ -56,7 +57,8 @@ def assemble(settings: Settings, backend: Backend, log: Log) -> System:
     """Build everything; opens nothing (the application's lifespan does)."""
     ledger, limits = Ledger(), Limits(settings.tenants)
     cache = build_cache(settings.exact, log)
-    shelf = Shelf(cache.store, terms_of=_terms(settings), on_fault=_teller(log))
+    store_health = StoreHealth(cache.store, log)
+    shelf = Shelf(cache.store, terms_of=_terms(settings), on_fault=store_health.tell)
     large = backend.cards[settings.cascade.large]
     catalog = Catalog(backend.cards, auto=large)
     answerer = _onion(settings, backend.answerers, cache, shelf, limits=limits, ledger=ledger)
@@ -83,7 +85,9 @@ def assemble(settings: Settings, backend: Backend, log: Log) -> System:
         shapes={chat.PATH: ChatRequest, completions.PATH: CompletionRequest},
         routers=[
             models.router(catalog, keys),
-            health.router(drain, {"models": backend.problem}, metrics),
+            health.router(
+                drain, {"models": backend.problem}, {"store": store_health.problem}, metrics
+            ),
             page.router(rollup, backend.states, drain, AdminKeys(settings.admin.keys)),
         ],
         lifespan=lambda: _running(backend, cache.store, rollup),
@@ -150,16 +154,6 @@ def _shared_cache(settings: ExactCache, memory: MemoryStore, log: Log) -> Cache:
         ),
         bound=lambda cached: WithPatience(line, cached),
     )
-
-
-def _teller(log: Log) -> Callable[[str, Exception], None]:
-    """Logs a store's faults; of one that is known to be away, its line told once."""
-
-    def tell(what: str, error: Exception) -> None:
-        if not isinstance(error, StoreAway):
-            log.warning("store fault", what=what, error=str(error))
-
-    return tell
 
 
 def _terms(settings: Settings) -> Callable[[Call, Trail], Terms]:

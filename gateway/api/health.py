@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
@@ -12,24 +12,34 @@ from gateway.observe.metrics import CONTENT_TYPE, Metrics
 
 Check = Callable[[], str | None]
 """What is wrong with one part of the system, or None."""
+Probe = Callable[[], Awaitable[str | None]]
+"""The same of a part that the gateway can do without."""
 
 
-def router(drain: Drain, checks: Mapping[str, Check], metrics: Metrics) -> APIRouter:
+def router(
+    drain: Drain, checks: Mapping[str, Check], probes: Mapping[str, Probe], metrics: Metrics
+) -> APIRouter:
     routes = APIRouter(tags=["health"])
 
+    @routes.head("/healthz", include_in_schema=False)
     @routes.get("/healthz", summary="Alive")
     def healthz() -> dict[str, str]:
         return {"status": "ok"}
 
+    @routes.head("/readyz", include_in_schema=False)
     @routes.get("/readyz", summary="Ready for requests: models loaded, stores reachable")
-    def readyz() -> JSONResponse:
+    async def readyz() -> JSONResponse:
         found = {name: check() for name, check in checks.items()}
         wrong = {name: problem for name, problem in found.items() if problem}
         if drain.draining:
             wrong["server"] = "shutting down"
         if wrong:
             return JSONResponse({"status": "unready", "problems": wrong}, 503, {"retry-after": "1"})
-        return JSONResponse({"status": "ready", "checked": sorted(found)})
+        weak = {name: text for name, probe in probes.items() if (text := await probe())}
+        checked = sorted([*found, *probes])
+        if weak:
+            return JSONResponse({"status": "degraded", "checked": checked, "problems": weak})
+        return JSONResponse({"status": "ready", "checked": checked})
 
     @routes.get("/metrics", summary="Prometheus metrics")
     def read_metrics() -> Response:

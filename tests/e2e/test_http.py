@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from cache.store.base import StoreFault
+from cache.store.memory import MemoryStore
 from engine.contract import BadCall, Overloaded
 from gateway.settings import Admin, Server, Tenant
 from tests.support.fake import FakeModel
@@ -428,3 +430,26 @@ async def test_small_writes_of_a_stream_are_not_held_back() -> None:
 
 def test_the_default_server_listens_on_loopback_only() -> None:
     assert Server().host == "127.0.0.1"
+
+
+async def test_a_store_that_fails_is_told_by_readyz_and_costs_no_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def broken(*_: object) -> None:
+        raise StoreFault("disk full")
+
+    async with serving() as running:
+        well = await running.client.get("/readyz")
+        monkeypatch.setattr(MemoryStore, "get", broken)
+        ill = await running.client.get("/readyz")
+        answer = await running.client.post(CHAT, json=ASKED)
+    assert well.json() == {"status": "ready", "checked": ["models", "store"]}
+    assert (ill.status_code, ill.json()["status"]) == (200, "degraded")
+    assert "store" in ill.json()["problems"]
+    assert answer.status_code == 200
+
+
+async def test_health_may_be_asked_for_its_head() -> None:
+    async with serving() as running:
+        for path in ("/healthz", "/readyz"):
+            assert (await running.client.head(path)).status_code == 200
