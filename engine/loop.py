@@ -248,7 +248,10 @@ class Loop:
         request.done = True
 
     def _fail_step(self, lane: Lane, chunks: list[Chunk], error: Exception) -> None:
+        """Fail those in the step. Where planning raised and nothing runs, whoever is next in line
+        is all that can have been in it; if it was not, the next failure is the next one's."""
         sequences = [chunk.sequence for chunk in chunks] or lane.scheduler.running
+        sequences = sequences or lane.scheduler.waiting[:1]
         requests = {self._choices[s].request for s in sequences}
         self._fail(requests, f"a step of {lane.name}", error)
 

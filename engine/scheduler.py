@@ -92,6 +92,12 @@ class Scheduler:
         return self._running.copy()
 
     @property
+    def waiting(self) -> list[Sequence]:
+        """A copy, the least served tenant's first."""
+        tenants = sorted(self._queues, key=self._fair.level)
+        return [sequence for tenant in tenants for sequence in self._queues[tenant]]
+
+    @property
     def num_running(self) -> int:
         return len(self._running)
 

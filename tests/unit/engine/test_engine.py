@@ -28,7 +28,7 @@ from engine.contract import (
 from engine.engine import Engine
 from engine.lane import Lane
 from engine.scheduler import Limits
-from engine.sequence import Chunk
+from engine.sequence import Chunk, Sequence
 from radix import check
 from tests.support.engines import KvRunner, ask, chat, fake_lane
 
@@ -368,6 +368,29 @@ async def test_a_broken_step_fails_its_requests_and_the_engine_goes_on() -> None
         assert said.usage.completion_tokens == 5
     assert len(reports) == 2
     assert "no such kernel" not in reports[0]
+
+
+async def test_a_plan_that_breaks_while_nothing_runs_fails_who_is_next_in_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lane = fake_lane()
+    take = lane.scheduler._space.take
+
+    def broken(sequence: Sequence, headroom: int) -> bool:
+        if sequence.tenant == "cursed":
+            raise RuntimeError("the books are wrong")
+        return take(sequence, headroom=headroom)
+
+    monkeypatch.setattr(lane.scheduler._space, "take", broken)
+    reports: list[str] = []
+    async with serving(lane, report=lambda message, _: reports.append(message)) as engine:
+        answerer = engine.answerer("small")
+        cursed = asyncio.wait_for(ask(answerer, chat(n=2), Trail("r1", "cursed")), 5.0)
+        with pytest.raises(Failed, match=r"RuntimeError.*r1"):
+            await cursed
+        assert (await ask(answerer, chat(max_tokens=5))).usage.completion_tokens == 5
+        await until(lambda: engine.stats()["small"].waiting == 0)
+    assert len(reports) == 1
 
 
 async def test_a_text_that_breaks_fails_its_own_request_only(
