@@ -19,10 +19,12 @@ class Rate:
         self._decay_s = decay_s
         self._began = self._last = clock()
         self._weight = 0.0
+        self._counted = False
 
     def count(self, events: float = 1.0) -> None:
         """So many just happened."""
         self._weight = self._decayed() + events
+        self._counted = True
 
     def per_s(self) -> float:
         """Events a second; right from the start on, where the average covers less time."""
@@ -31,11 +33,10 @@ class Rate:
         return weight / (self._decay_s * (1.0 - math.exp(-age / self._decay_s)))
 
     def seconds_for(self, events: float) -> float:
-        """How long so many will take, between 1 and 60 s; 5 when nothing is known."""
-        rate = self.per_s()
-        if rate * self._decay_s < 0.5:
+        """How long so many will take, between 1 and 60 s; 5 when nothing has been counted yet."""
+        if not self._counted:
             return 5.0
-        return min(60.0, max(1.0, events / rate))
+        return min(60.0, max(1.0, events / max(self.per_s(), 1e-9)))
 
     def _decayed(self) -> float:
         now = self._clock()

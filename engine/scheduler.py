@@ -81,7 +81,10 @@ class Scheduler:
         self._queues: dict[str, deque[Sequence]] = {}
         self._running: list[Sequence] = []
         self._blocked = False  # the next in line does not fit, and nothing was freed since
-        self._finished = Rate(clock)
+        # How fast requests finish is measured in time with work: idle time says nothing about it.
+        self._busy_s = 0.0
+        self._seen = clock()
+        self._finished = Rate(lambda: self._busy_s)
         self.num_preemptions = 0
 
     # -- from outside ------------------------------------------------------------------------
@@ -127,6 +130,8 @@ class Scheduler:
                 param="max_tokens",
             )
         self._refuse_if_full(first.tenant, len(siblings))
+        if not self.has_work:
+            self._seen = self._clock()
         self._fair.begin(first.tenant, first.share)
         self._queues.setdefault(first.tenant, deque()).extend(siblings)
         self._blocked = False
@@ -142,6 +147,7 @@ class Scheduler:
 
     def plan(self) -> list[Chunk]:
         """The next step. Its chunks hold at most max_batched_tokens tokens together."""
+        self._pass_time()
         preemptions = self.num_preemptions
         self._grow()
         chunks = [Chunk(s, 1) for s in self._running if s.known - s.computed == 1]
@@ -157,6 +163,7 @@ class Scheduler:
 
         Full pages of prompts go into the tree at once, for those that wait for them.
         """
+        self._pass_time()
         for chunk in chunks:
             sequence = chunk.sequence
             sequence.computed += chunk.length
@@ -166,6 +173,11 @@ class Scheduler:
         self._fair.charge_outputs(
             c.sequence.tenant for c in chunks if c.sequence.computed == c.sequence.known
         )
+
+    def _pass_time(self) -> None:
+        now = self._clock()
+        self._busy_s += now - self._seen
+        self._seen = now
 
     # -- running sequences -------------------------------------------------------------------
 

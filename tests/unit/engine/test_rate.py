@@ -43,3 +43,5 @@ def test_waiting_time_follows_the_rate_within_bounds() -> None:
     assert rate.seconds_for(20) == pytest.approx(10.0, rel=0.1)
     assert rate.seconds_for(0) == 1.0
     assert rate.seconds_for(10_000) == 60.0
+    clock.now += 1e6  # nothing was counted for so long that the rate is 0 to the machine
+    assert rate.seconds_for(1) == rate.seconds_for(1) == 60.0

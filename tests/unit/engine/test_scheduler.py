@@ -324,6 +324,31 @@ def test_retry_after_follows_how_fast_requests_finish() -> None:
     assert caught.value.retry_after_s == pytest.approx(40.0, rel=0.3)
 
 
+def test_an_idle_night_does_not_change_how_long_a_full_queue_lasts() -> None:
+    house = House(max_waiting=40)
+    for _ in range(60):
+        house.submit(2, answer=1)
+        house.step()
+    house.now += 40_000.0
+    for _ in range(40):
+        house.submit(5)
+    with pytest.raises(Overloaded) as caught:
+        house.submit(5)
+    assert caught.value.retry_after_s == pytest.approx(40.0, rel=0.3)
+
+
+def test_answers_that_take_minutes_make_a_full_queue_last_minutes() -> None:
+    house = House(max_waiting=4, max_running=1)
+    house.submit(2, answer=100)
+    house.drain()
+    for _ in range(5):
+        house.submit(2, answer=100)
+        house.step()
+    with pytest.raises(Overloaded) as caught:
+        house.submit(2)
+    assert caught.value.retry_after_s == 60.0
+
+
 def test_a_flood_of_one_tenant_leaves_room_in_the_queue_for_others() -> None:
     house = House(max_waiting=4)
     for _ in range(4):
