@@ -16,7 +16,7 @@ import torch
 
 from engine.lane import Lane
 from engine.loading import BrokenFile, Checkpoint, load_decoder, read_checkpoint
-from engine.pool import make_pool, num_pages_for, page_bytes
+from engine.pool import PoolTooSmall, make_pool, num_pages_for, page_bytes
 from engine.runner import CpuRunner, cpu_attention, dtype_for
 from engine.scheduler import Limits, Scheduler
 from engine.sequence import Runner
@@ -65,13 +65,14 @@ def build_lanes(
     shares = split_bytes(
         kv_bytes, {name: (specs[name].kv_weight, plan.page_bytes) for name, plan in plans.items()}
     )
+    pages = {name: _pages(name, plan, page_size, shares[name]) for name, plan in plans.items()}
     lanes = {}
     for name, plan in plans.items():
         progress(f"loading {name} from {plan.checkpoint.directory}")
         lanes[name] = _lane(
             name,
             plan,
-            kv_bytes=shares[name],
+            num_pages=pages[name],
             page_size=page_size,
             limits=limits,
             clock=clock,
@@ -121,17 +122,23 @@ def _look(spec: ModelSpec, page_size: int) -> _Plan:
     return _Plan(checkpoint, text, dtype, page_bytes(checkpoint.config, page_size, dtype))
 
 
+def _pages(name: str, plan: _Plan, page_size: int, kv_bytes: int) -> int:
+    try:
+        return num_pages_for(plan.checkpoint.config, page_size, plan.dtype, kv_bytes)
+    except PoolTooSmall as error:
+        raise PoolTooSmall(f"{name}: {error}") from error
+
+
 def _lane(
     name: str,
     plan: _Plan,
     *,
-    kv_bytes: int,
+    num_pages: int,
     page_size: int,
     limits: Limits,
     clock: Callable[[], float],
 ) -> Lane:
     config = plan.checkpoint.config
-    num_pages = num_pages_for(config, page_size, plan.dtype, kv_bytes)
     decoder = load_decoder(plan.checkpoint, plan.dtype)
     pool = make_pool(config, page_size=page_size, num_pages=num_pages, dtype=plan.dtype)
     runner = CpuRunner(

@@ -132,7 +132,7 @@ def read_config(raw: Raw, *, where: Path = Path(CONFIG)) -> DecoderConfig:
             f"{where}: the model uses {error}, which the engine does not compute; use another "
             "model, or serve this one through an OpenAI-compatible server"
         ) from error
-    except BadValue as error:
+    except (BadValue, RecursionError) as error:  # nested so deeply that it cannot be printed
         raise BadConfig(
             f"{where}: {error}; mend the file or download the checkpoint again"
         ) from error
@@ -184,7 +184,7 @@ def _read_json(path: Path) -> dict[str, Any]:
             f"{path}: missing; a checkpoint is a Hugging Face directory with {CONFIG}, "
             f"tokenizer.json and {WEIGHTS}"
         ) from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BrokenFile(f"{path}: not valid JSON ({error}); download it again") from error
     if not isinstance(value, dict):
         raise BrokenFile(f"{path}: holds {type(value).__name__}, not an object; download it again")

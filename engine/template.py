@@ -55,6 +55,8 @@ class ChatTemplate:
             self._template = _environment(now).from_string(source)
         except TemplateSyntaxError as error:
             raise BadTemplate(f"chat template, line {error.lineno}: {error.message}") from error
+        except RecursionError as error:
+            raise BadTemplate("chat template: nests too deeply") from error
 
     def context(self, call: Call) -> dict[str, Any]:
         """The caller's part of what the template sees, as plain JSON values."""
@@ -118,15 +120,30 @@ class ChatTemplate:
         return out
 
 
-def find_template(directory: Path, config: Mapping[str, Any]) -> str | None:
-    """The template of a checkpoint: its own file, else tokenizer_config's string or list."""
+def load_template(
+    directory: Path, config: Mapping[str, Any], special_tokens: Mapping[str, str]
+) -> ChatTemplate | None:
+    """The template of a checkpoint: its own file, else tokenizer_config's string or list. Raises
+    BadTemplate with the file and what to do."""
     file = directory / "chat_template.jinja"
-    if file.is_file():
-        return file.read_text(encoding="utf-8")
+    if not file.is_file():
+        file = directory / "tokenizer_config.json"
+    try:
+        source = _in_config(config) if file.suffix == ".json" else file.read_text(encoding="utf-8")
+        return None if source is None else ChatTemplate(source, special_tokens)
+    except (BadTemplate, UnicodeDecodeError) as error:
+        raise BadTemplate(
+            f"{file}: {error}; mend the template or download the file again"
+        ) from error
+
+
+def _in_config(config: Mapping[str, Any]) -> str | None:
     found = config.get("chat_template")
     if isinstance(found, list):
-        named = {entry["name"]: entry["template"] for entry in found}
-        found = named.get("default")
+        try:
+            found = {entry["name"]: entry["template"] for entry in found}.get("default")
+        except (TypeError, KeyError) as error:
+            raise BadTemplate('chat_template: a list must hold {"name", "template"}') from error
     return found if isinstance(found, str) else None
 
 

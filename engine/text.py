@@ -45,7 +45,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from engine.contract import BadCall, Call
 from engine.sequence import Tokens
-from engine.template import ChatTemplate, find_template
+from engine.template import ChatTemplate, load_template
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -82,9 +82,8 @@ class Text:
                 "AutoTokenizer.from_pretrained(…).save_pretrained(…)."
             )
         config = _read_json(directory / "tokenizer_config.json")
-        source = find_template(directory, config)
         names = _named_tokens(directory, config)
-        template = None if source is None else ChatTemplate(source, names)
+        template = load_template(directory, config, names)
         try:
             tokenizer = Tokenizer.from_file(str(file))
         except Exception as error:  # the library raises nothing narrower
@@ -338,7 +337,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise BadTokenizer(f"{path} is not JSON: {error}") from error
+        raise BadTokenizer(f"{path} is not JSON: {error}; download it again") from error
+    except RecursionError as error:
+        raise BadTokenizer(f"{path} nests too deeply; download it again") from error
     if not isinstance(value, dict):
-        raise BadTokenizer(f"{path} must hold a JSON object")
+        raise BadTokenizer(f"{path} must hold a JSON object; download it again")
     return value

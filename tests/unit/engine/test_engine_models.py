@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from engine.build import ModelSpec, build_lanes, split_bytes
 from engine.contract import Call, Sampling
 from engine.lane import Lane
 from engine.loading import BrokenFile
+from engine.pool import PoolTooSmall
 from engine.scheduler import Limits
 from tests.support.checkpoints import make_checkpoint
 from tests.support.engines import Answered, ask, chat, real_lane
@@ -162,3 +164,34 @@ def test_a_broken_tokenizer_is_found_before_weights_are_read(tmp_path: Path) -> 
     (tmp_path / "tokenizer.json").unlink()
     with pytest.raises(BrokenFile, match=r"tokenizer\.json"):
         build_lanes({"small": ModelSpec(tmp_path)}, kv_bytes=4 << 20)
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("chat_template.jinja", b"{% for x in %}"),
+        ("chat_template.jinja", b"\xff\xfe"),
+        ("chat_template.jinja", b"{{ " + b"(" * 5000 + b")" * 5000 + b" }}"),
+        ("tokenizer_config.json", b'{"chat_template": "{% if %}"}'),
+        ("tokenizer_config.json", b'{"chat_template": [{"name": "default"}]}'),
+        ("tokenizer_config.json", b'{"chat_template": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"),
+    ],
+)
+def test_a_broken_chat_template_is_named_with_its_file_and_a_remedy(
+    tmp_path: Path, file: str, content: bytes
+) -> None:
+    make_checkpoint(tmp_path)
+    (tmp_path / "chat_template.jinja").unlink(missing_ok=True)
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(BrokenFile, match=rf"{re.escape(str(tmp_path / file))}.*download") as caught:
+        build_lanes({"small": ModelSpec(tmp_path)}, kv_bytes=4 << 20)
+    assert "\n" not in str(caught.value)
+
+
+def test_too_little_memory_names_the_model_before_weights_are_read(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path)
+    said: list[str] = []
+    specs = {"little": ModelSpec(tmp_path)}
+    with pytest.raises(PoolTooSmall, match=r"^little: "):
+        build_lanes(specs, kv_bytes=1 << 10, progress=said.append)
+    assert said == []

@@ -214,6 +214,15 @@ def test_a_config_that_is_not_json(path: Path, text: str) -> None:
     assert "config.json" in refusal(path, BrokenFile)
 
 
+@pytest.mark.parametrize("depth", [100_000, 900, 500])
+def test_a_config_that_nests_too_deeply(path: Path, depth: int) -> None:
+    text = (path / "config.json").read_text()
+    nested = '{"hidden_act": ' + "[" * depth + "]" * depth + "," + text[text.index("{") + 1 :]
+    (path / "config.json").write_text(nested.replace('"hidden_act": "silu",', ""))
+    with pytest.raises(LoadError, match=r"config\.json"):
+        read_checkpoint(path)
+
+
 def test_a_shard_that_is_not_there(tmp_path: Path) -> None:
     path = make_checkpoint(tmp_path / "model", shards=3)
     (path / "model-00002-of-00003.safetensors").unlink()
