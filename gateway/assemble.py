@@ -22,6 +22,7 @@ from cache.store.tiered import TieredStore
 from cascade.directory import Directory
 from engine.contract import Answerer, Call, Trail
 from gateway.api import chat, completions, health, models
+from gateway.api.again import remembering
 from gateway.api.endpoint import Edge, Endpoint
 from gateway.api.exchange import Ids
 from gateway.app import Front, build_app
@@ -79,8 +80,11 @@ def assemble(settings: Settings, backend: Backend, log: Log) -> System:
     )
     app = build_app(
         hot={
-            chat.PATH: Endpoint(edge, chat.new_parser()),
-            completions.PATH: Endpoint(edge, completions.new_parser()),
+            path: Endpoint(edge, parse, remembering(parse))
+            for path, parse in (
+                (chat.PATH, chat.new_parser()),
+                (completions.PATH, completions.new_parser()),
+            )
         },
         shapes={chat.PATH: ChatRequest, completions.PATH: CompletionRequest},
         routers=[
@@ -88,7 +92,13 @@ def assemble(settings: Settings, backend: Backend, log: Log) -> System:
             health.router(
                 drain, {"models": backend.problem}, {"store": store_health.problem}, metrics
             ),
-            page.router(rollup, backend.states, drain, AdminKeys(settings.admin.keys)),
+            page.router(
+                rollup,
+                backend.states,
+                drain,
+                AdminKeys(settings.admin.keys),
+                settings.server.host,
+            ),
         ],
         lifespan=lambda: _running(backend, cache.store, rollup),
     )

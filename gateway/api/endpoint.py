@@ -80,9 +80,11 @@ class Edge:
 class Endpoint:
     """POST on one path."""
 
-    def __init__(self, edge: Edge, parse: Parse) -> None:
+    def __init__(self, edge: Edge, parse: Parse, parse_again: Parse) -> None:
+        """`parse_again` is `parse` with a memory (api/again.py)."""
         self._edge = edge
         self._parse = parse
+        self._parse_again = parse_again
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         edge = self._edge
@@ -113,7 +115,7 @@ class Endpoint:
         exchange.tenant = tenant.name
         check_length(given.get(b"content-length"), edge.server.max_body_bytes)
         body = await read_body(exchange.receive, edge.server.max_body_bytes)
-        asked = self._parse(body)
+        asked = (self._parse if b"cache-control" in given else self._parse_again)(body)
         trail = self._trail(exchange, tenant)
         calls = asked.calls(self._place(exchange, asked, tenant, trail))
         first = calls[0]
