@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
@@ -23,6 +24,7 @@ from gateway.observe.ledger import Record
 from gateway.observe.metrics import EngineStates
 from gateway.observe.rollup import Durations, RollUp
 from gateway.tenants.keys import AdminKeys
+from gateway.verify import is_loopback
 
 FILES = Path(__file__).resolve().parent / "static"
 KINDS = {
@@ -40,12 +42,15 @@ SAFE = {
 }
 
 
-def router(rollup: RollUp, engine: EngineStates, drain: Drain, admin: AdminKeys) -> APIRouter:
+def router(
+    rollup: RollUp, engine: EngineStates, drain: Drain, admin: AdminKeys, host: str
+) -> APIRouter:
+    """`host`: what the server listens on, as configured."""
     routes = APIRouter(tags=["dashboard"], include_in_schema=False)
     files = {name: (FILES / name).read_bytes() for name in KINDS}
 
     def check(request: Request) -> None:
-        if not admin.allows(request.headers.raw, _is_local(request)):
+        if not admin.allows(request.headers.raw, _is_local(request, host)):
             raise Unauthenticated("The dashboard is for this machine, or for an admin key "
                                   "(`Authorization: Bearer KEY`).", code="admin_only")  # fmt: skip
 
@@ -94,15 +99,27 @@ def summary(rollup: RollUp, engine: EngineStates, drain: Drain) -> dict[str, Any
     }
 
 
-def _is_local(request: Request) -> bool:
+def _is_local(request: Request, host: str) -> bool:
     """A request that came over loopback and was not passed on by a proxy, which would let anyone
-    look local."""
+    look local. Nor one that asks for a name from elsewhere: a page that a browser here has open
+    may let its own name point to this machine, to read what we say (DNS rebinding)."""
     if request.client is None or "x-forwarded-for" in request.headers:
+        return False
+    named = _host_of(request.headers.get("host", ""))
+    if named != host and not is_loopback(named):
         return False
     try:
         return ipaddress.ip_address(request.client.host).is_loopback
     except ValueError:
         return False
+
+
+def _host_of(header: str) -> str:
+    """`[::1]:8080` → `::1`."""
+    try:
+        return urlsplit(f"//{header}").hostname or ""
+    except ValueError:
+        return ""
 
 
 def _by(counts: Mapping[tuple[Any, ...], int], place: int) -> dict[str, int]:

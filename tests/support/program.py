@@ -191,7 +191,7 @@ class Program:
 
     def get(self, path: str) -> Reply:
         with self.connect() as connection:
-            connection.sendall(f"GET {path} HTTP/1.1\r\nhost: test\r\n\r\n".encode())
+            connection.sendall(f"GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n".encode())
             return read_reply(connection, "GET")
 
     def post(self, body: Any, path: str = CHAT, **headers: str) -> Reply:
