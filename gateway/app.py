@@ -60,7 +60,9 @@ def build_app(
     for router in routers:
         cold.include_router(router)
     for path in hot:
-        cold.add_route(path, _post_only, methods=["GET", "PUT", "PATCH", "DELETE", "HEAD"])
+        cold.add_route(
+            path, _post_only, methods=["GET", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"]
+        )
     _document(cold, shapes)
     return Front(hot, cold)
 

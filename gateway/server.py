@@ -96,6 +96,8 @@ class Protocol(HttpToolsProtocol):
     head_timeout_s = 10.0
     _head_timer: asyncio.TimerHandle | None = None
     _head_bytes = 0
+    _reading = 0
+    """Bytes of the read that is being parsed."""
     _in_head = True
 
     def connection_made(self, transport: Any) -> None:
@@ -115,19 +117,25 @@ class Protocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._in_head = False
-        self._head_bytes = 0
+        read, self._head_bytes = self._head_bytes + self._reading, 0
         if self._head_timer is not None:
             self._stop_waiting()
+        if read > MAX_HEAD_BYTES and _head_size(self.url, self.headers) > MAX_HEAD_BYTES:
+            # Raised through the parser, which then reads no further.
+            raise self._too_large()
         super().on_headers_complete()
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
+        self._reading = len(data)
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as stopped:
             self._decline_upgrade(data[stopped.args[0] :])
         except httptools.HttpParserError as error:
-            self._refuse(BadCall(f"This is not HTTP/1.1: {error}.", code="invalid_http"))
+            why, bad = error.__context__, BadCall(f"This is not HTTP/1.1: {error}.",
+                                                  code="invalid_http")  # fmt: skip
+            self._refuse(why if isinstance(why, HeadTooLarge) else bad)
         if self._in_head:
             self._grow_head(len(data))
 
@@ -138,12 +146,13 @@ class Protocol(HttpToolsProtocol):
         if self._head_timer is None:
             self._wait_for_head()
         if self._head_bytes > MAX_HEAD_BYTES:
-            self._refuse(
-                HeadTooLarge(
-                    f"The headers are larger than {MAX_HEAD_BYTES} bytes; send less in them.",
-                    code="head_too_large",
-                )
-            )
+            self._refuse(self._too_large())
+
+    def _too_large(self) -> HeadTooLarge:
+        return HeadTooLarge(
+            f"The headers are larger than {MAX_HEAD_BYTES} bytes; send less in them.",
+            code="head_too_large",
+        )
 
     def _decline_upgrade(self, rest: bytes) -> None:
         """Read the body that begins with `rest`; the connection ends with this request."""
@@ -189,6 +198,10 @@ class Protocol(HttpToolsProtocol):
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
+
+
+def _head_size(url: bytes, headers: list[tuple[bytes, bytes]]) -> int:
+    return len(url) + sum(len(name) + len(value) + 4 for name, value in headers)
 
 
 def protocol_with(head_timeout_s: float) -> type[Protocol]:

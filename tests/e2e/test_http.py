@@ -419,6 +419,34 @@ async def test_the_dashboard_is_for_this_machine_or_an_admin() -> None:
     assert nothing.status_code == 404
 
 
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [("evil.example", 401), ("evil.example:8080", 401), ("localhost:1", 200), ("[::1]:1", 200)],
+)
+async def test_a_name_that_was_pointed_at_this_machine_shows_no_dashboard(
+    host: str, status: int
+) -> None:
+    async with serving() as running:
+        reply = await running.client.get("/dashboard/data", headers={"host": host})
+    assert reply.status_code == status
+
+
+async def test_a_head_over_64_kib_that_comes_in_one_read_is_refused() -> None:
+    async with serving() as running, running.connect() as (reader, writer):
+        writer.write(request_bytes(b"{}", headers=f"x-long: {'a' * (65 << 10)}\r\n"))
+        assert (await reader.read()).split()[1] == b"431"
+        long = json.dumps({**ASKED, "messages": [{"role": "user", "content": "a" * 100_000}]})
+        answer = await running.client.post(CHAT, content=long)
+    assert answer.status_code == 200
+
+
+async def test_options_on_a_hot_path_says_what_it_takes() -> None:
+    async with serving() as running:
+        reply = await running.client.options(CHAT)
+    assert (reply.status_code, reply.headers["allow"]) == (405, "POST")
+    assert "use POST" in reply.json()["error"]["message"]
+
+
 async def test_small_writes_of_a_stream_are_not_held_back() -> None:
     """TCP_NODELAY is set on what the server accepts."""
     async with serving() as running, running.connect() as (_, _writer):
