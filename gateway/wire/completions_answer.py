@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
@@ -18,7 +19,7 @@ class CompletionSurface:
     chunk_object = "text_completion"
 
     def __init__(self) -> None:
-        self._offsets: dict[int, int] = defaultdict(int)
+        self._offsets: dict[int, Offsets] = defaultdict(Offsets)
 
     def choices(self, collected: Collected, look: Look) -> bytes:
         return to_json(
@@ -26,7 +27,9 @@ class CompletionSurface:
                 {
                     "index": index,
                     "text": "".join(choice.text),
-                    "logprobs": text_logprobs(choice.logprobs, 0) if look.logprobs else None,
+                    "logprobs": text_logprobs(choice.logprobs, Offsets())
+                    if look.logprobs
+                    else None,
                     "finish_reason": choice.reason,
                 }
                 for index, choice in collected.opened()
@@ -40,7 +43,6 @@ class CompletionSurface:
         logprobs = b"null"
         if look.logprobs and delta.logprobs:
             shape = text_logprobs(delta.logprobs, self._offsets[delta.index])
-            self._offsets[delta.index] += sum(len(one.token) for one in delta.logprobs)
             logprobs = to_json(shape)
         return b'{"index":%d,"text":%s,"logprobs":%s,"finish_reason":null}' % (
             delta.index,
@@ -55,16 +57,36 @@ class CompletionSurface:
         )
 
 
-def text_logprobs(tokens: Iterable[TokenLogprob], offset: int) -> dict[str, Any]:
-    """OpenAI's older shape: parallel arrays. `offset` is in characters of the answer's text."""
+class Offsets:
+    """Where each token begins, in characters of the answer's text. Counted by the tokens' bytes: a
+    token that is part of a character is shown as `bytes:\\xe7` and adds nothing to the text before
+    the character is whole."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._at = 0
+
+    def of(self, token: TokenLogprob) -> int:
+        """The next token's."""
+        begins = self._at
+        self._at += len(self._decoder.decode(token.token_bytes or token.token.encode()))
+        return begins
+
+
+def text_logprobs(tokens: Iterable[TokenLogprob], offsets: Offsets) -> dict[str, Any]:
+    """OpenAI's older shape: parallel arrays."""
     chosen = list(tokens)
-    offsets = []
-    for one in chosen:
-        offsets.append(offset)
-        offset += len(one.token)
     return {
         "tokens": [one.token for one in chosen],
         "token_logprobs": [finite(one.logprob) for one in chosen],
-        "top_logprobs": [{top.token: finite(top.logprob) for top in one.top} for one in chosen],
-        "text_offset": offsets,
+        "top_logprobs": [_best(one.top) for one in chosen],
+        "text_offset": [offsets.of(one) for one in chosen],
     }
+
+
+def _best(top: Iterable[TokenLogprob]) -> dict[str, float | None]:
+    """By the token's text; of two that read alike the likelier, which comes first."""
+    best: dict[str, float | None] = {}
+    for one in top:
+        best.setdefault(one.token, finite(one.logprob))
+    return best

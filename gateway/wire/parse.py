@@ -8,6 +8,7 @@ again, leniently, and the unknown rest is handed back as canonical JSON: never d
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any, Generic, TypeVar
 
@@ -20,6 +21,7 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 _PATH = re.compile(r"^(?P<what>.*?) - at `(?:key in )?\$\.?(?P<path>[^`]*)`$", re.DOTALL)
 _UNKNOWN = re.compile(r"Object contains unknown field `(?P<name>[^`]*)`")
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _MODALITY = re.compile(r"Invalid value '(?P<kind>[^']*)'")
 _ALLOWED = (
     (".role", "system, developer, user, assistant or tool"),
@@ -100,7 +102,24 @@ def _malformed(body: bytes, error: Exception) -> BadCall:
             f"The body is not valid UTF-8 (byte {broken.start}); send JSON encoded as UTF-8.",
             code="invalid_utf8",
         )
+    if _has_half_a_pair(body):
+        return BadCall(
+            "The body holds one half of a surrogate pair (an escape such as \\ud800 alone), which "
+            "is not a character; send the whole pair, or the character in UTF-8.",
+            code="invalid_json",
+        )
     return BadCall(f"The body is not valid JSON: {error}.", code="invalid_json")
+
+
+def _has_half_a_pair(body: bytes) -> bool:
+    """Whether that is all that is wrong with it: Python's own reader takes it."""
+    if not _SURROGATE.search(body):
+        return False
+    try:
+        json.loads(body, parse_constant=lambda _: 1 // 0)
+    except (ValueError, ArithmeticError, RecursionError):
+        return False
+    return True
 
 
 def _too_deep() -> BadCall:

@@ -81,7 +81,7 @@ def test_a_wrong_field_is_named(fields: dict[str, Any], param: str) -> None:
         (b'{"model": \x01}', "byte 10"),
         (b'{"model": "\xff"}', "not valid UTF-8 (byte 11)"),
         (b"[1]", "expected object, got array"),
-        (b'{"model": "\\ud800"}', "not valid JSON"),
+        (b'{"model": "\\ud800"}', "surrogate"),
         (b"[" * 100_000, ""),
     ],
 )
@@ -189,3 +189,13 @@ def test_completions_count_logprobs_by_number() -> None:
     (call,) = text_calls(logprobs=0)
     assert (call.logprobs, call.top_logprobs) == (True, 0)
     assert text_calls()[0].logprobs is False
+
+
+@pytest.mark.parametrize("escape", ["\\ud800", "\\udc00", "\\ud83ehi", "\\ud800\\u0041"])
+def test_half_a_surrogate_pair_is_told_as_such(escape: str) -> None:
+    body = f'{{"model":"m","messages":[{{"role":"user","content":"{escape}"}}]}}'.encode()
+    with pytest.raises(BadCall, match="one half of a surrogate pair") as raised:
+        chat.new_decoder().decode(body)
+    assert raised.value.code == "invalid_json"
+    with pytest.raises(BadCall, match="not valid JSON"):
+        chat.new_decoder().decode(body[:-1])

@@ -20,7 +20,7 @@ from engine.contract import (
 )
 from gateway.wire.chat_answer import ChatSurface
 from gateway.wire.collect import collect
-from gateway.wire.completions_answer import CompletionSurface
+from gateway.wire.completions_answer import CompletionSurface, Offsets, text_logprobs
 from gateway.wire.render import ChunkWriter, Look, Surface, whole
 
 START = Start("abc", 1_700_000_000, 'mo"del', "large")
@@ -189,3 +189,13 @@ async def test_a_completion_has_the_older_shape() -> None:
 async def test_an_answer_without_an_end_is_no_answer() -> None:
     with pytest.raises(Failed, match="cut before its end"):
         await collect(answer(START, *text("x")))
+
+
+def test_text_offsets_are_of_the_text_and_not_of_how_bytes_are_shown() -> None:
+    parts = [b"a", b"\xe7", b"\x8c\xab", b"b"]
+    tokens = [TokenLogprob(f"bytes:{part!r}", part, -1.0) for part in parts]
+    shape = text_logprobs(tokens, Offsets())
+    assert shape["text_offset"] == [0, 1, 1, 2]
+    alike = (TokenLogprob("x", b"x", -1.0), TokenLogprob("x", b"x", -2.0))
+    (top,) = text_logprobs([TokenLogprob("x", b"x", -1.0, alike)], Offsets())["top_logprobs"]
+    assert top == {"x": -1.0}
