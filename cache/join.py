@@ -114,6 +114,8 @@ class _Flight:
 
     def leave(self, listener: _Listener) -> None:
         self.listeners.remove(listener)
+        if not self.trail.owes:  # another gateway computes (cache/join_remote.py)
+            listener.trail.owes = False
         if listener.alarm is not None:
             listener.alarm.cancel()
         failed = self.over and not self.ended

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cache.join import Join
-from engine.contract import Call, End, Overloaded, Trail, Usage
+from engine.contract import Answer, Call, End, Overloaded, Trail, Usage
 from gateway.catalog import ModelCard
 from gateway.observe.ledger import Ledger, LedgerLayer, Record
 from gateway.observe.metrics import EngineState, Metrics
@@ -131,6 +131,23 @@ async def test_what_was_computed_for_who_hung_up_is_waste() -> None:
     follower = Trail("1", owes=False)
     assert (await book(FakeModel(), follower, stop_at=3)).cut_tokens == 0
     assert (await book(FakeModel())).cut_tokens == 0
+
+
+async def test_what_another_gateway_computes_is_not_this_ones_waste() -> None:
+    async def follows(call: Call, trail: Trail) -> Answer:
+        trail.owes = False
+        async for event in FakeModel()(call, trail):
+            yield event
+
+    ledger = Ledger()
+    answer = LedgerLayer(Join(follows, may_share=lambda _call, _trail: True), ledger)(
+        CALL, Trail("1")
+    )
+    for _ in range(2):
+        await anext(answer)
+    await answer.aclose()
+    (booked,) = ledger.take()
+    assert (booked.status, booked.cut_tokens) == (499, 0)
 
 
 async def test_a_generation_that_is_inherited_is_paid_once() -> None:
