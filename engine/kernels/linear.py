@@ -19,10 +19,14 @@ when it is packed (`steady_rows`), and fewer rows than the least that agree with
 are filled up with zeros. On a Zen 5 that is one product in four of the 42M model, from one row to
 two: 5 to 7 µs a layer, 0.07 ms a step, and trying all shapes takes 0.1 to 0.3 s at load.
 
-What may still move a logit by a rounding, and so, now and then, a token: a prompt that is cut
-elsewhere (a prefix hit, a preemption, a prompt longer than a step), because the rows of a chunk
-attend in blocks whose sums are ordered by the chunk; another number of threads, another machine or
-library. Sizes beyond PROBED_ROWS are taken to go on as the last of them.
+So an answer is bitwise the same alone and in company, greedy and seeded, while its prompt is
+computed in the same pieces. What may still move a logit by roundings (0.004 after a prefix hit, 0.1
+in chunks of 48; of 72 answers of 40 tokens, one changed a word):
+- a prompt cut elsewhere: a prefix hit, a preemption (what decode had computed, prefill computes
+  again), or prompts that together exceed a step, so that company decides where one is cut. The rows
+  of a chunk attend in blocks, and a block's sums are ordered by the size of the chunk;
+- another number of threads, machine or library; `plain` (fp16, or no oneDNN), which is not probed;
+- a product of more than PROBED_ROWS rows, if its order were another (none was, up to 2,048).
 
 Price: the reordered weight is opaque, so a tied embedding is held twice (12,288 × 512 in bf16:
 13 MB), and the operator is private to torch: `plain` below is the twin that is always there.
