@@ -35,7 +35,7 @@ included: wrong hits <= max_error * t + a constant, for all t. Both are as true 
 
 Measured (bench/semantic.py, 100 seeds): at .02 it serves 58 % of the advising stream and 40 % of
 banking77, where a learned cosine threshold with guards serves 31 and 32 and vCache 7 and 16. Every
-whole stream kept the promise, and in 96 % of seeds or more so did the worst 2,000 requests in a row,
+whole stream kept the promise, and in 96 % of seeds or more so did the worst 2,000 requests running,
 at every max_error from .005 to .05, near-duplicates and a turn to hostile traffic included (40
 seeds). Of the budget it spends a fifth to a third: that is the price of few labels. What it cannot
 hold is a sudden change of many *right* answers: no audit has seen it yet, and it takes about three
