@@ -57,7 +57,7 @@ clean:  ## remove .venv, caches and the embedded state
 	@touch $@
 
 .venv/.dev: pyproject.toml | .venv/.run .redis7
-	$(BIN)/python -m pip install -e '.[fast,dev,peers,train]'
+	$(BIN)/python -m pip install -e '.[fast,semantic,dev,peers,train]'
 	@touch $@
 
 # Real Redis servers for the tests, unpacked beside the code; without them those tests are skipped.
