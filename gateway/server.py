@@ -287,7 +287,9 @@ def run(server: DrainingServer, sockets: list[socket.socket] | None = None) -> N
     """Serve until told to stop, in a loop of uvloop's and with a quiet interpreter.
 
     Two habits of Python cost a busy gateway dearly. The collector looks again and again through
-    what lives until the end (torch alone makes 300,000 objects, 100 ms a pass): that is frozen.
+    what lives until the end (torch alone makes 300,000 objects, 100 ms a pass): that is frozen. And
+    a full pass through all stored answers takes tens of milliseconds, but what it is for, cycles
+    that outlive two younger passes, hardly arises here: it is made a hundred times rarer.
     And an event loop registers every async generator, to close forgotten ones when it ends: with a
     layer a generator these are four WeakSet entries a request, 2 µs. Every answer here is closed
     by who iterates it (engine/contract.py), so the registration is left out; the loop still
@@ -295,6 +297,7 @@ def run(server: DrainingServer, sockets: list[socket.socket] | None = None) -> N
     """
     gc.collect()
     gc.freeze()
+    gc.set_threshold(2_000, 20, 500)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(server, sockets))
 
