@@ -110,8 +110,8 @@ def fill_with_rubbish(server: RedisServer) -> Iterator[None]:
         server.client.set(key, b"\x93rubbish", px=60_000)
     yield
     for key in server.client.keys("sluice:1:*"):
-        server.client.delete(key)
-        server.client.rpush(key, "rubbish")
+        # As one: the load goes on, and may store anew in between.
+        server.client.pipeline(transaction=True).delete(key).rpush(key, "rubbish").execute()
     server.client.flushall()
 
 
