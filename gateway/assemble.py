@@ -1,4 +1,5 @@
-"""Settings → running system. The only file that names concrete classes of other packages.
+"""Settings → running system. Here and in parts/ alone are concrete classes of other packages named:
+parts/ builds what one layer needs, this file puts the layers around each other.
 
 A request walks through the onion from the top of `_onion` to its bottom. Its outermost step,
 authentication, is at the edge (api/endpoint.py): who asks has to be known before a Call exists.
@@ -8,19 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 
-from cache.exact import Exact, Record, Shelf, Terms
+from cache.exact import Exact, Record, Shelf
 from cache.join import Join
 from cache.store.base import Store
-from cache.store.memory import MemoryStore
-from cache.store.sqlite import SqliteStore
-from cache.store.tiered import TieredStore
 from cascade.directory import Directory
-from engine.contract import Answerer, Call, Trail
+from engine.contract import Answerer
 from gateway.api import chat, completions, health, models
 from gateway.api.again import remembering
 from gateway.api.endpoint import Edge, Endpoint
@@ -34,7 +31,8 @@ from gateway.observe.ledger import Ledger, LedgerLayer
 from gateway.observe.logs import Log
 from gateway.observe.metrics import Metrics
 from gateway.observe.rollup import Prices, RollUp
-from gateway.settings import ExactCache, Settings
+from gateway.parts.exact import Cache, build_cache, exact_terms
+from gateway.settings import Settings
 from gateway.store_health import StoreHealth
 from gateway.tenants.keys import AdminKeys, Keys
 from gateway.tenants.limits import LimitLayer, Limits
@@ -60,7 +58,7 @@ def assemble(settings: Settings, backend: Backend, log: Log) -> System:
     ledger, limits = Ledger(), Limits(settings.tenants)
     cache = build_cache(settings.exact, log)
     store_health = StoreHealth(cache.store, log)
-    shelf = Shelf(cache.store, terms_of=_terms(settings), on_fault=store_health.tell)
+    shelf = Shelf(cache.store, terms_of=exact_terms(settings), on_fault=store_health.tell)
     large = backend.cards[settings.cascade.large]
     catalog = Catalog(backend.cards, auto=large)
     answerer = _onion(settings, backend.answerers, cache, shelf, limits=limits, ledger=ledger)
@@ -123,58 +121,6 @@ def _onion(
     cached = cache.bound(Exact(shelf, joined))
     limited = LimitLayer(cached, limits)
     return LedgerLayer(limited, ledger)
-
-
-@dataclass(frozen=True, slots=True)
-class Cache:
-    """The store, and what one that gateways share puts into the onion."""
-
-    store: Store
-    share: Callable[[Shelf, Answerer], Answerer] = lambda _, recorded: recorded
-    """Around what computes and records: one generation for all gateways."""
-    bound: Callable[[Answerer], Answerer] = lambda cached: cached
-    """Around all that may ask the store: one bound on a request's waiting."""
-
-
-def build_cache(settings: ExactCache, log: Log) -> Cache:
-    """Memory, in front of a file or of a shared Redis if one is named."""
-    memory = MemoryStore(settings.memory_bytes)
-    if settings.store == "memory://":
-        return Cache(memory)
-    if settings.store.startswith("sqlite:///"):
-        path = Path(settings.store.removeprefix("sqlite:///"))
-        file = SqliteStore(path, settings.max_bytes, on_event=log.warning)
-        return Cache(TieredStore(memory, file))
-    return _shared_cache(settings, memory, log)
-
-
-def _shared_cache(settings: ExactCache, memory: MemoryStore, log: Log) -> Cache:
-    # The client library is an optional dependency.
-    from cache.join_remote import SharedJoin  # noqa: PLC0415
-    from cache.store.purge_feed import PurgeFeed  # noqa: PLC0415
-    from cache.store.redis import RedisStore  # noqa: PLC0415
-    from cache.store.redis_line import RedisLine, WithPatience  # noqa: PLC0415
-
-    line = RedisLine(settings.store, on_event=log.warning)
-    feed = PurgeFeed(line)
-    store = TieredStore(memory, RedisStore(line, feed, settings.scope_bytes), feed)
-    return Cache(
-        store,
-        share=lambda shelf, recorded: SharedJoin(
-            line, recorded, may_share=shelf.may_share, settle=store.flush, key=shelf.key
-        ),
-        bound=lambda cached: WithPatience(line, cached),
-    )
-
-
-def _terms(settings: Settings) -> Callable[[Call, Trail], Terms]:
-    """Each tenant's terms of the exact cache, made once."""
-    exact = settings.exact
-    by_tenant = {
-        tenant.name: Terms(exact.enabled, exact.ttl_s, tenant.allow_sampled_caching)
-        for tenant in settings.tenants
-    }
-    return lambda _, trail: by_tenant[trail.tenant]
 
 
 @asynccontextmanager

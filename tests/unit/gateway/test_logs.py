@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.assemble import build_cache
 from gateway.observe.logs import Bridge, LineWriter, Log, build_log
+from gateway.parts.exact import build_cache
 from gateway.settings import ExactCache
 
 

@@ -1,0 +1,1 @@
+"""Settings → what one layer of the onion needs, one file a layer."""
