@@ -56,11 +56,14 @@ clean:  ## remove .venv, caches and the embedded state
 	$(BIN)/python -m pip install -e '.[fast]'
 	@touch $@
 
-.venv/.dev: pyproject.toml | .venv/.run .redis7
-	$(BIN)/python -m pip install -e '.[fast,semantic,dev,peers,train]'
+# What the tests want beside Python packages is unpacked here, not installed: without it, or without
+# Debian's apt, the tests that want it are skipped and say so.
+.venv/.dev: pyproject.toml | .venv/.run .redis7 .prometheus
+	$(BIN)/python -m pip install -e '.[fast,semantic,traces,dev,peers,train]'
 	@touch $@
 
-# Real Redis servers for the tests, unpacked beside the code; without them those tests are skipped.
 .redis7:
-	-@sh tests/support/get_redis.sh > /dev/null || \
-	  echo "No Redis of the tests' own (needs Debian's apt): tests that want one will be skipped."
+	-@sh tests/support/get_redis.sh > /dev/null || echo "There is no Redis of the tests' own."
+
+.prometheus:
+	-@sh tests/support/get_prometheus.sh > /dev/null || echo "There is no Prometheus of the tests' own."

@@ -1,0 +1,70 @@
+"""compose.yaml, its settings and the Dockerfile are what they say."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from gateway.configure import load
+
+ROOT = Path(__file__).resolve().parents[2]
+COMPOSE = yaml.safe_load((ROOT / "compose.yaml").read_text())
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+
+
+@pytest.mark.parametrize("name", ["compose.yaml", "deploy/compose.gpu.yaml"])
+def test_compose_files_follow_the_compose_specification(name: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", name],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_file_that_compose_mounts_is_there() -> None:
+    mounts = [volume for one in COMPOSE["services"].values() for volume in one.get("volumes", [])]
+    files = [mount.split(":")[0] for mount in mounts if mount.startswith("./")]
+    assert len(files) >= 5
+    assert not [name for name in files if not (ROOT / name).exists()]
+
+
+def test_nothing_is_published_beyond_this_machine() -> None:
+    ports = [port for one in COMPOSE["services"].values() for port in one.get("ports", [])]
+    assert len(ports) >= 3
+    assert all(port.startswith("127.0.0.1:") for port in ports)
+
+
+def test_the_mounted_settings_are_valid_and_take_the_key_that_compose_names() -> None:
+    settings = load(ROOT / "deploy/sluice.toml").settings
+    named = re.search(r"key: (sk-\S+)", (ROOT / "compose.yaml").read_text())
+    assert named is not None
+    digest = hashlib.sha256(named[1].encode()).hexdigest()
+    assert settings.tenants[0].keys == (digest,)
+    assert settings.admin.keys == (digest,)
+    assert settings.exact.store.startswith("redis://redis:")
+
+
+def test_the_image_runs_as_nobody_in_particular_and_carries_every_package() -> None:
+    copied = re.findall(r"^COPY (\w+) \1$", DOCKERFILE, re.MULTILINE)
+    assert set(copied) == {"gateway", "cache", "cascade", "engine", "radix", "demo"}
+    assert re.search(r"^USER sluice$", DOCKERFILE, re.MULTILINE)
+    assert "HEALTHCHECK" in DOCKERFILE
+
+
+def test_the_build_context_holds_what_the_image_copies_and_no_more() -> None:
+    kept = set(re.findall(r"^!(\S+)$", (ROOT / ".dockerignore").read_text(), re.MULTILINE))
+    sources = re.findall(r"^COPY (?!--from)(.+) \S+$", DOCKERFILE, re.MULTILINE)
+    assert kept == {name for line in sources for name in line.split()}
+
+
+def test_the_extras_that_the_image_installs_exist() -> None:
+    extras = re.findall(r"--extra (\w+)", DOCKERFILE)
+    assert extras
+    declared = re.findall(r"^(\w+) = \[$", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert set(extras) <= set(declared)
