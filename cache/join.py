@@ -298,6 +298,7 @@ def _as_heard(event: Event, flight: _Flight, listener: _Listener) -> Event:
         _tell(flight, listener)
         if listener is not flight.owner:
             return End(replace(event.usage, computed_tokens=0))
+        listener.trail.wasted.extend(flight.trail.wasted)
     return event
 
 

@@ -50,6 +50,8 @@ from engine.contract import (
     Event,
     Trail,
     UnknownModel,
+    Usage,
+    Waste,
 )
 
 AUTO = "auto"
@@ -189,7 +191,7 @@ class Cascade:
         large = self._commit(call, trail, choice.model)
         async with aclosing(large):
             async for event in large:
-                yield _with_waste(event, hold.tokens)
+                yield _with_waste(event, hold.tokens, model, trail)
 
     async def _judge(
         self, asked: Question, small: Answer, hold: Hold, trail: Trail, route: Route
@@ -258,10 +260,13 @@ def _bare(event: Event) -> Event:
     return event
 
 
-def _with_waste(event: Event, held_tokens: int) -> Event:
-    """The abandoned attempt was computed for this request too: its tokens, and a prompt again."""
+def _with_waste(event: Event, held_tokens: int, model: str, trail: Trail) -> Event:
+    """The abandoned attempt was computed for this request too: its tokens, and a prompt again
+    (as long as the large model's, the nearest thing to know of an answer that did not end)."""
     if not isinstance(event, End) or not held_tokens:
         return event
     usage = event.usage
+    spent = Usage(usage.prompt_tokens, held_tokens)
+    trail.wasted.append(Waste(model, spent, "abandoned for the large model's answer"))
     computed = usage.computed_tokens + usage.prompt_tokens + held_tokens
     return End(replace(usage, computed_tokens=computed))

@@ -242,6 +242,16 @@ class Decision:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class Waste:
+    """What was computed for a request and not delivered: a small model's answer that was judged
+    too weak, an audit, a shadow run. `usage` counts as in an answer of `model`."""
+
+    model: str
+    usage: Usage
+    why: str
+
+
 @dataclass(slots=True)
 class Trail:
     """Who asks, until when, and what happened on the way. Owned by one request, never shared:
@@ -261,6 +271,8 @@ class Trail:
     cache: list[CacheStatus] = field(default_factory=list)
     age_s: float | None = None
     decisions: list[Decision] = field(default_factory=list)
+    wasted: list[Waste] = field(default_factory=list)
+    """What a layer computed on the way and threw away: this request pays for it."""
     admitted: bool = False
     """Counted against its tenant's limits already: one of several calls of one request."""
     owes: bool = True

@@ -54,7 +54,9 @@ def answer_all(answerer: Answerer, calls: Sequence[Call], trail: Trail) -> Answe
 
 async def _merged(answerer: Answerer, calls: Sequence[Call], trail: Trail) -> Answer:
     said: asyncio.Queue[_Said] = asyncio.Queue(QUEUE_EVENTS)
-    trails = [replace(trail, spans_ms={}, cache=[], drafts=[], decisions=[]) for _ in calls]
+    trails = [
+        replace(trail, spans_ms={}, cache=[], drafts=[], decisions=[], wasted=[]) for _ in calls
+    ]
     offset = 0
     tasks = []
     for place, (call, own) in enumerate(zip(calls, trails, strict=True)):

@@ -33,6 +33,7 @@ from engine.contract import (
     Start,
     Trail,
     Usage,
+    Waste,
 )
 from gateway.errors import CLIENT_GONE
 
@@ -57,6 +58,7 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     cache: list[CacheStatus]
     decisions: list[Decision]
     cut_tokens: int = 0
+    wasted: list[Waste] = []
 
 
 def refusal(request_id: str, tenant: str, status: int) -> Record:
@@ -149,6 +151,7 @@ class LedgerLayer:
                 trail.cache,
                 trail.decisions,
                 entry.tokens if status != 200 and trail.owes else 0,
+                trail.wasted,
             )
         )
 

@@ -21,13 +21,17 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 @dataclass(frozen=True, slots=True)
 class EngineState:
-    """What one model is doing in the engine now. `pages` counts KV pages by state (free, leased,
-    cached)."""
+    """What one model is doing in the engine now. `pages` counts KV pages by state: free + running
+    + cached are all, leased are part of cached. The batch is that of the last step; tokens/s are
+    generated ones, over about the last 10 s."""
 
     running: int = 0
     waiting: int = 0
     preemptions: int = 0
     pages: Mapping[str, int] = field(default_factory=dict)
+    batch_sequences: int = 0
+    batch_tokens: int = 0
+    tokens_per_s: float = 0.0
 
 
 EngineStates = Callable[[], Mapping[str, EngineState]]

@@ -8,8 +8,16 @@ Money is integer nano-US-dollars, so that the identity holds to the last digit f
 is attributed outermost first: a hit or a join avoids all of it; else the cascade avoids the
 difference between the two models' prices, and the prefix tree what was not prefilled, at the price
 of the model that answered. One who joined a generation and inherited it, because whoever began it
-hung up, pays for it all. `waste` was spent on answers that nobody heard to their end: a lower
-bound, of the answer's tokens alone (observe/ledger.py says what is not known).
+hung up, pays for it all. `waste` was spent on what nobody was given: answers that broke off (a
+lower bound, of the answer's tokens alone; observe/ledger.py says what is not known) and what a
+layer threw away (`Trail.wasted`).
+
+Tokens add up as well, each delivered one counted once:
+
+    delivered = computed by the large model + Σ avoided
+
+A hit or a join avoids all of them, the prefix tree what was not prefilled on either model, and the
+cascade what the small model computed of the rest.
 
 Durations go into geometric buckets, 24 to a decade: percentiles are right to 10 %, and every eighth
 edge is a Prometheus bucket, so that both read one array.
@@ -20,7 +28,7 @@ from __future__ import annotations
 import math
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from engine.contract import Usage
 from gateway.catalog import ModelCard
@@ -82,13 +90,15 @@ def edge_s(step: int) -> float:
 @dataclass(frozen=True, slots=True)
 class Money:
     """An answer, or a sum of them, in nano-US-dollars and tokens. `avoided` and `tokens` are by
-    technique."""
+    technique; `on_large` are delivered tokens that the large model computed."""
 
     counterfactual: int
     spent: int
     avoided: Mapping[str, int]
     tokens: Mapping[str, int]
+    on_large: int = 0
     waste: int = 0
+    wasted_tokens: int = 0
 
 
 class Prices:
@@ -97,31 +107,39 @@ class Prices:
     def __init__(self, cards: Iterable[ModelCard], large: ModelCard) -> None:
         self._by_model = {card.name: _nano(card) for card in cards}
         self._large = _nano(large)
+        self._large_name = large.name
 
     def account(self, model: str, origin: str, usage: Usage) -> Money:
         large_in, large_out = self._large
         whole = usage.prompt_tokens * large_in + usage.completion_tokens * large_out
         technique = _BY_ORIGIN.get(origin)
+        tokens = usage.prompt_tokens + usage.completion_tokens
         if technique is not None and not _inherited(origin, usage):
-            tokens = usage.prompt_tokens + usage.completion_tokens
             return Money(whole, 0, {technique: whole}, {technique: tokens})
         own_in, own_out = self._by_model.get(model, self._large)
         full = usage.prompt_tokens * own_in + usage.completion_tokens * own_out
         prefix = usage.cached_tokens * own_in
-        moved = 0
-        if (own_in, own_out) != self._large:
-            moved = usage.prompt_tokens + usage.completion_tokens
+        computed = tokens - usage.cached_tokens
+        on_large = computed if self._is_large(model) else 0
         return Money(
             whole,
             full - prefix,
             {"cascade": whole - full, "prefix": prefix},
-            {"cascade": moved, "prefix": usage.cached_tokens},
+            {"cascade": computed - on_large, "prefix": usage.cached_tokens},
+            on_large=on_large,
         )
 
-    def account_cut(self, model: str, cut_tokens: int) -> Money:
-        """An answer that did not end: nothing was delivered."""
-        spent = cut_tokens * self._by_model.get(model, self._large)[1]
-        return Money(0, spent, {}, {}, waste=spent)
+    def account_waste(self, model: str, usage: Usage) -> Money:
+        """What was computed and not delivered."""
+        own_in, own_out = self._by_model.get(model, self._large)
+        prompt = usage.prompt_tokens - usage.cached_tokens
+        spent = prompt * own_in + usage.completion_tokens * own_out
+        wasted = prompt + usage.completion_tokens
+        return Money(0, spent, {}, {}, waste=spent, wasted_tokens=wasted)
+
+    def _is_large(self, model: str) -> bool:
+        """An unknown one is priced like the large model, and counted as it."""
+        return model == self._large_name or model not in self._by_model
 
 
 def _inherited(origin: str, usage: Usage) -> bool:
@@ -150,6 +168,8 @@ class Sum:
     cut_tokens: int = 0
     inherited: Usage = NOTHING
     """What of it was joined and had to be paid all the same: priced unlike the rest."""
+    wasted: dict[str, Usage] = field(default_factory=dict)
+    """What layers threw away, by the model that computed it."""
 
     def add(self, record: Record) -> None:
         usage = record.usage
@@ -161,6 +181,19 @@ class Sum:
         self.cut_tokens += record.cut_tokens
         if _inherited(record.origin, usage):
             self.inherited = plus(self.inherited, usage)
+        for waste in record.wasted:
+            self.wasted[waste.model] = plus(self.wasted.get(waste.model, NOTHING), waste.usage)
+
+    def money(self, who: Who, prices: Prices) -> Iterator[tuple[Who, Money]]:
+        """What it cost, by who computed it; `who` is (tenant, model, origin) of all of it."""
+        tenant, model, origin = who
+        if self.prompt_tokens or self.completion_tokens:
+            for usage in self.usages():
+                yield who, prices.account(model, origin, usage)
+        if self.cut_tokens:
+            yield who, prices.account_waste(model, Usage(0, self.cut_tokens))
+        for other, usage in self.wasted.items():
+            yield (tenant, other, origin), prices.account_waste(other, usage)
 
     def usages(self) -> Iterator[Usage]:
         """Sums of tokens that are priced alike."""
@@ -207,13 +240,8 @@ class RollUp:
 
     def money(self) -> Iterable[tuple[Who, Money]]:
         """What was spent and avoided, by who."""
-        for (tenant, model, origin, status), one in self.sums.items():
-            who = (tenant, model, origin)
-            if status == OK:
-                for usage in one.usages():
-                    yield who, self._prices.account(model, origin, usage)
-            elif one.cut_tokens:
-                yield who, self._prices.account_cut(model, one.cut_tokens)
+        for (tenant, model, origin, _), one in self.sums.items():
+            yield from one.money((tenant, model, origin), self._prices)
 
     def avoided(self) -> tuple[Counter[tuple[str, str]], Counter[tuple[str, str]]]:
         """(tokens, nano-US-dollars) by (tenant, technique)."""

@@ -38,6 +38,7 @@ from engine.contract import (
     Trail,
     UpstreamFailed,
     Usage,
+    Waste,
     unroll,
 )
 from tests.support.recordings import FakeClock, answer_of, call_of, said
@@ -104,6 +105,22 @@ async def test_each_listener_has_its_own_id_and_followers_say_so(house: House) -
     await house.model.runs[0].say(*EVENTS, None)
     assert first.start == Start("r1", 1_700_000_000, "demo", "small")
     assert second.start == Start("r2", 1_700_000_000, "demo", "joined")
+
+
+async def test_only_the_owner_is_told_of_what_was_thrown_away() -> None:
+    thrown = Waste("small", Usage(5, 2), "too weak")
+
+    async def wasteful(_call: Call, trail: Trail) -> Answer:
+        trail.wasted.append(thrown)
+        for event in EVENTS:
+            yield event
+            await asyncio.sleep(0)
+
+    join = Join(wasteful, may_share=lambda _call, _trail: True)
+    first, second = (Listener(join, call_of(), Trail(name)) for name in ("r1", "r2"))
+    await settle()
+    assert first.end == second.end or second.end.usage.computed_tokens == 0
+    assert (first.trail.wasted, second.trail.wasted) == ([thrown], [])
 
 
 async def test_only_the_owner_is_told_of_computed_tokens(house: House) -> None:

@@ -37,6 +37,7 @@ from engine.contract import (
     Trail,
     UnknownModel,
     UpstreamFailed,
+    Usage,
 )
 from tests.support.fake import FakeModel
 from tests.support.routing import CODE_GAINS, chat
@@ -119,6 +120,9 @@ async def test_the_abandoned_attempt_is_counted_as_computed() -> None:
     assert isinstance(escalated, End)
     extra = escalated.usage.computed_tokens - plain.usage.computed_tokens
     assert extra == plain.usage.prompt_tokens + 3
+    spent = Usage(plain.usage.prompt_tokens, 3)
+    assert [(w.model, w.usage) for w in pair.trail.wasted] == [("small", spent)]
+    assert not alone.trail.wasted
 
 
 async def test_nothing_leaves_before_the_verdict_and_nothing_changes_after_it() -> None:

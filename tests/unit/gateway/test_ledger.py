@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cache.join import Join
-from engine.contract import Answer, Call, End, Overloaded, Trail, Usage
+from engine.contract import Answer, Call, End, Overloaded, Trail, Usage, Waste
 from gateway.catalog import ModelCard
 from gateway.observe.ledger import Ledger, LedgerLayer, Record
 from gateway.observe.metrics import EngineState, Metrics
@@ -84,6 +84,7 @@ def test_what_was_delivered_is_what_was_spent_and_what_was_avoided(
     money = PRICES.account(model, origin, Usage(prompt, completion, cached, computed))
     assert money.counterfactual == prompt * 1000 + completion * 4000
     assert money.counterfactual + money.waste == money.spent + sum(money.avoided.values())
+    assert prompt + completion == money.on_large + sum(money.tokens.values())
 
 
 @given(
@@ -108,8 +109,9 @@ def test_a_sum_is_priced_as_its_records_are(rows: list[tuple[str, int, Usage, in
             Record(0.0, "i", "t", model, origin, status, given, 0.1, 0.1, [], [], cut_tokens)
         )
         one = PRICES.account(model, origin, given)
-        spent += one.spent + PRICES.account_cut(model, cut_tokens).spent
-        wasted += PRICES.account_cut(model, cut_tokens).waste
+        lost = PRICES.account_waste(model, Usage(0, cut_tokens))
+        spent += one.spent + lost.spent
+        wasted += lost.waste
         counterfactual += one.counterfactual
         avoided += sum(one.avoided.values())
     rollup.fold()
@@ -123,6 +125,20 @@ def test_a_follower_pays_nothing_and_an_heir_the_whole() -> None:
     assert PRICES.account("large", "joined", Usage(10, 4, 0, 0)).spent == 0
     heir = PRICES.account("large", "joined", Usage(10, 4, 3, 11))
     assert (heir.spent, heir.avoided["prefix"]) == (23_000, 3_000)
+
+
+def test_what_a_layer_threw_away_is_spent_and_wasted_at_the_price_of_who_computed_it() -> None:
+    ledger = Ledger()
+    rollup = RollUp(ledger, PRICES)
+    thrown = [Waste("small", Usage(10, 3, 2), "too weak"), Waste("small", Usage(1, 0), "too weak")]
+    row = Record(
+        0.0, "i", "t", "large", "large", 200, Usage(10, 4), 0.1, 0.1, [], [], wasted=thrown
+    )
+    ledger.append(row)
+    rollup.fold()
+    lost = 9 * 100 + 3 * 400
+    assert rollup.wasted() == {("t", "large"): 0, ("t", "small"): lost}
+    assert rollup.spent() == {("t", "large"): 26_000, ("t", "small"): lost}
 
 
 async def test_what_was_computed_for_who_hung_up_is_waste() -> None:
@@ -174,7 +190,7 @@ def test_a_hit_costs_nothing_and_avoids_all() -> None:
 def test_a_small_answer_avoids_the_difference_and_what_was_not_prefilled() -> None:
     money = PRICES.account("small", "small", Usage(10, 4, 3))
     assert money.avoided == {"cascade": 26_000 - 2_600, "prefix": 300}
-    assert money.tokens == {"cascade": 14, "prefix": 3}
+    assert money.tokens == {"cascade": 11, "prefix": 3}
 
 
 @given(st.lists(st.floats(1e-6, 900.0), min_size=1, max_size=50), st.floats(0.01, 1.0))
