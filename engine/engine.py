@@ -77,6 +77,13 @@ class Engine:
         """Whether the engine thread runs: for readiness."""
         return self._thread.is_alive()
 
+    @property
+    def problem(self) -> str | None:
+        """Why the engine does not answer, in words for an operator; None while it does."""
+        if self.alive:
+            return None
+        return self._loop.lost or "the engine's thread is not running"
+
     def stats(self) -> dict[str, LaneStats]:
         """Figures by model, for metrics and the dashboard; costs nothing."""
         return self._loop.stats()

@@ -3,18 +3,25 @@
     inbox ──▶ receive ─▶ expire ─▶ each lane:  plan ─▶ launch ─▶ result ─▶ append ──▶ outbox
     (any thread)                                                                (event loops)
 
+A runner of depth 2 (a GPU's) is given step N before step N−1 is read, so that it always has work:
+
+    engine thread    launch 1 │ launch 2 │ read 1, launch 3 │ read 2, launch 4 │ …
+    GPU                       │ step 1   │ step 2           │ step 3           │ …
+
+What step N−1 draws stays on the device for step N, and the host learns it meanwhile. A sequence
+that ended with it has been run one token too far; that token is dropped. With depth 1 (a CPU's) the
+same loop reads each step before it plans the next.
+
 One thread owns all state behind the inbox, so nothing in scheduler, tree or sequences is locked.
 Submissions and cancellations wait in the inbox until a step ends; what a step produced leaves in
 one wake-up of the event loop. Idle, the thread sleeps on a condition.
 
 Whatever goes wrong stays small. A step that raises fails the requests in it: their pages are freed
-and not published, since nobody knows what they hold. A text that raises fails its request. If the
-thread itself dies, it fails everyone on its way out, and later submissions at once: nobody waits
-for a dead thread.
-
-Steps run one after another: `launch` and `result` are two calls so that a GPU runner can be asked
-for step N before step N−1 is read. What must change for that is the freeing of pages (space.py) and
-`append`, which would lag one step behind.
+and not published, since nobody knows what they hold. One that fails after its launch takes all of
+its model's running requests along, and the cached prefixes: the pages it should have filled may be
+anybody's by now. A text that raises fails its request. A device that is lost ends the thread, as
+anything does that it does not expect: it fails everyone on its way out, and later submissions at
+once, with the reason: nobody waits for a dead thread.
 """
 
 from __future__ import annotations
@@ -23,6 +30,8 @@ import heapq
 import itertools
 import logging
 import threading
+import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -30,11 +39,13 @@ from engine.contract import AnswerError, DeadlineExceeded, End, Failed, Finish, 
 from engine.lane import Lane, LaneStats, Tally
 from engine.mailbox import Item, Outbox
 from engine.request import Choice, Request
-from engine.sequence import Chunk, Sampled, Sequence
+from engine.sequence import Chunk, Pending, RunnerLost, Sampled, Sequence
 from engine.stream import token_logprob
 
 STATS_EVERY_S = 0.1
 STALL_S = 0.005
+LOOK_S = 20e-6
+"""Between two looks at which of several models' steps is done."""
 
 Report = Callable[[str, BaseException], None]
 
@@ -42,6 +53,14 @@ Report = Callable[[str, BaseException], None]
 def log_error(message: str, error: BaseException) -> None:
     """The default report: the standard library's log, with the traceback."""
     logging.getLogger("sluice.engine").error(message, exc_info=error)
+
+
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    """A step that was launched and not read."""
+
+    chunks: list[Chunk]
+    pending: Pending
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +95,8 @@ class Loop:
         self._stats = {name: tally.stats() for name, tally in self._tallies.items()}
         self._stats_at = clock()
         self._stalled = False
+        self._flying: dict[str, deque[_Flight]] = {lane.name: deque() for lane in self._lanes}
+        self._lost: str | None = None
 
     # -- any thread --------------------------------------------------------------------------
 
@@ -83,7 +104,7 @@ class Loop:
         """Queue a request; its answer, or why there is none, comes to its mailbox."""
         with self._wake:
             if self._ended or self._stopping:
-                raise _stopped()
+                raise self._stopped()
             self._inbox.append(_Submit(request))
             self._wake.notify()
 
@@ -106,6 +127,11 @@ class Loop:
         """Requests that are queued or running, about."""
         return len(self._live) + len(self._inbox)
 
+    @property
+    def lost(self) -> str | None:
+        """Why the engine does not compute any more, if a device was lost."""
+        return self._lost
+
     def stats(self) -> dict[str, LaneStats]:
         """Figures by model, at most a step and a tenth of a second old."""
         return dict(self._stats)
@@ -117,33 +143,65 @@ class Loop:
         try:
             while self._receive():
                 self._expire()
-                self._stalled = True
-                for lane in self._lanes:
-                    if lane.scheduler.has_work:
-                        self._step(lane)
+                self._stalled = not self._turn()
                 self._note_stats()
             for request in list(self._live):
                 self._drop(request)
-                self._close(request, _stopped())
+                self._close(request, self._stopped())
+        except RunnerLost as lost:
+            self._lost = str(lost)
         finally:
             self._end()
 
-    def _step(self, lane: Lane) -> None:
+    def _turn(self) -> bool:
+        """Launch what can be launched and read what is done, of every model. Waits where nothing
+        else is to do; False: there is nothing to wait for either."""
+        moved = [self._launch(lane) for lane in self._lanes]
+        moved += [self._read(lane) for lane in self._lanes if self._is_due(lane)]
+        if any(moved):
+            return True
+        flying = [lane for lane in self._lanes if self._flying[lane.name]]
+        if len(flying) == 1:
+            return self._read(flying[0])
+        if flying:
+            time.sleep(LOOK_S)
+        return bool(flying)
+
+    def _is_due(self, lane: Lane) -> bool:
+        flying = self._flying[lane.name]
+        return bool(flying) and flying[0].pending.ready()
+
+    def _launch(self, lane: Lane) -> bool:
+        """Launch the lane's next step, if it may have one more in flight."""
+        flying = self._flying[lane.name]
+        if len(flying) >= lane.runner.depth or not lane.scheduler.has_work:
+            return False
         chunks: list[Chunk] = []
         try:
             chunks = lane.scheduler.plan()
             if not chunks:
-                return
-            sampled = lane.runner.launch(chunks).result()
+                return False
+            pending = lane.runner.launch(chunks)
             lane.scheduler.advance(chunks)
         except Exception as error:  # noqa: BLE001 — a broken step must not end the engine
             self._fail_step(lane, chunks, error)
-        else:
-            self._stalled = False
-            self._tallies[lane.name].step(chunks, len(sampled))
-            for drawn in sampled:
-                self._append(drawn)
+            return False
+        flying.append(_Flight(chunks, pending))
+        return True
+
+    def _read(self, lane: Lane) -> bool:
+        """Wait for the lane's oldest step and append what it drew."""
+        flight = self._flying[lane.name].popleft()
+        try:
+            sampled = flight.pending.result()
+        except Exception as error:  # noqa: BLE001 — as above
+            self._fail_step(lane, flight.chunks, error)
+            return True
+        self._tallies[lane.name].step(flight.chunks, len(sampled))
+        for drawn in sampled:
+            self._append(drawn)
         self._flush()
+        return True
 
     def _append(self, drawn: Sampled) -> None:
         choice = self._choices.get(drawn.sequence)
@@ -250,10 +308,19 @@ class Loop:
     def _fail_step(self, lane: Lane, chunks: list[Chunk], error: Exception) -> None:
         """Fail those in the step. Where planning raised and nothing runs, whoever is next in line
         is all that can have been in it; if it was not, the next failure is the next one's."""
-        sequences = [chunk.sequence for chunk in chunks] or lane.scheduler.running
-        sequences = sequences or lane.scheduler.waiting[:1]
-        requests = {self._choices[s].request for s in sequences}
+        flying = self._flying[lane.name]
+        sequences = [chunk.sequence for chunk in chunks]
+        if lane.runner.depth > 1:  # other steps may stand on this one
+            sequences += [chunk.sequence for flight in flying for chunk in flight.chunks]
+            sequences += lane.scheduler.running
+        sequences = sequences or lane.scheduler.running or lane.scheduler.waiting[:1]
+        requests = {self._choices[s].request for s in sequences if s in self._choices}
         self._fail(requests, f"a step of {lane.name}", error)
+        if lane.runner.depth > 1:
+            flying.clear()
+            lane.scheduler.forget()
+        self._flush()
+        lane.runner.recover()
 
     def _fail(self, requests: Iterable[Request], doing: str, error: Exception) -> None:
         requests = list(requests)
@@ -280,7 +347,7 @@ class Loop:
                 self._drop(request)
 
     def _has_work(self) -> bool:
-        return any(lane.scheduler.has_work for lane in self._lanes)
+        return any(lane.scheduler.has_work or self._flying[lane.name] for lane in self._lanes)
 
     def _note_stats(self) -> None:
         now = self._clock()
@@ -295,12 +362,12 @@ class Loop:
             inbox, self._inbox = self._inbox, []
         # No page is given back here: if the thread dies, its books may be what killed it.
         for request in [m.request for m in inbox if isinstance(m, _Submit)] + list(self._live):
-            self._close(request, _stopped())
+            self._close(request, self._stopped())
         self._outbox.flush()
 
-
-def _stopped() -> Failed:
-    return Failed("The engine has stopped; try again when it is back.")
+    def _stopped(self) -> Failed:
+        reason = f" ({self._lost})" if self._lost else ""
+        return Failed(f"The engine has stopped{reason}; try again when it is back.")
 
 
 def _too_late(request: Request) -> DeadlineExceeded:

@@ -63,13 +63,14 @@ class Request:
     def usage(self) -> Usage:
         """The prompt counts once, however many choices there are. The last token of a choice is
         generated but never computed on; here it counts as computed, so that prompt − cached +
-        completion is what one undisturbed choice computes."""
+        completion is what one undisturbed choice computes. A step that was launched before the end
+        was known does not count."""
         sequences = self.sequences
         return Usage(
             prompt_tokens=sequences[0].num_prompt,
             completion_tokens=sum(s.known - s.num_prompt for s in sequences),
             cached_tokens=min(s.cached for s in sequences),
-            computed_tokens=sum(s.spent + 1 for s in sequences),
+            computed_tokens=sum(s.spent + 1 - s.ahead for s in sequences),
         )
 
 

@@ -1,7 +1,7 @@
 """Runs one model's steps on the CPU: batch → forward → draw.
 
-The GPU's runner will have this same face and another inside: there `launch` enqueues and returns,
-here the work is done when it returns, because a CPU has nobody else to do it.
+The GPU's runner has this same face and another inside (cuda/runner.py): there `launch` enqueues and
+returns, here the work is done when it returns, because a CPU has nobody else to do it.
 
 Sequences are read, never changed: the loop marks chunks as computed and appends tokens when it has
 read the result, so that a step that fails can be run again.
@@ -37,6 +37,9 @@ class Done:
     def __init__(self, sampled: list[Sampled]) -> None:
         self._sampled = sampled
 
+    def ready(self) -> bool:
+        return True
+
     def result(self) -> list[Sampled]:
         return self._sampled
 
@@ -64,6 +67,14 @@ class CpuRunner:
             max_chunks=max_chunks,
             max_pages=-(-decoder.config.context // pool.page_size),
         )
+
+    @property
+    def depth(self) -> int:
+        """Nothing runs beside the engine thread, so nothing is gained by launching ahead."""
+        return 1
+
+    def recover(self) -> None:
+        """A step keeps nothing."""
 
     @torch.inference_mode()
     def launch(self, chunks: list[Chunk]) -> Done:

@@ -68,7 +68,9 @@ class Limits:
 class Scheduler:
     """Plans the steps of one model and owns its sequences' pages. One thread calls it.
 
-    plan() → chunks, then advance(chunks) once they are computed; finish() or drop() ends one.
+    plan() → chunks, then advance(chunks) once they are launched; finish() or drop() ends one. With
+    two steps in flight, the second is planned before the first is read: what the first drew is
+    `ahead` of what is known, and a sequence that ends with it has then been run one token too far.
     """
 
     def __init__(
@@ -150,7 +152,7 @@ class Scheduler:
         self._pass_time()
         preemptions = self.num_preemptions
         self._grow()
-        chunks = [Chunk(s, 1) for s in self._running if s.known - s.computed == 1]
+        chunks = [Chunk(s, 1) for s in self._running if s.to_compute == 1]
         budget = self._limits.max_batched_tokens - len(chunks)
         if len(chunks) < len(self._running):
             budget = self._prefill(chunks, budget)
@@ -159,20 +161,26 @@ class Scheduler:
         return chunks
 
     def advance(self, chunks: list[Chunk]) -> None:
-        """The step has been computed; call it before appending what was sampled.
+        """The step has been launched; call it before appending what was sampled.
 
         Full pages of prompts go into the tree at once, for those that wait for them.
         """
         self._pass_time()
+        drawn = [chunk.sequence for chunk in chunks if chunk.samples]
         for chunk in chunks:
             sequence = chunk.sequence
             sequence.computed += chunk.length
             sequence.spent += chunk.length
             if chunk.length > 1:
                 self._space.publish(sequence)
-        self._fair.charge_outputs(
-            c.sequence.tenant for c in chunks if c.sequence.computed == c.sequence.known
-        )
+        for sequence in drawn:
+            sequence.ahead += 1
+        self._fair.charge_outputs(sequence.tenant for sequence in drawn)
+
+    def forget(self) -> None:
+        """Empty the prefix tree of what nobody reads: a launched step that filled pages failed."""
+        self._space.forget()
+        self._blocked = False
 
     def _pass_time(self) -> None:
         now = self._clock()
@@ -184,7 +192,7 @@ class Scheduler:
     def _grow(self) -> None:
         """Get a page for each running sequence whose next token has none; preempt if need be."""
         size = self._space.page_size
-        short = [s for s in self._running if s.known > len(s.pages) * size]
+        short = [s for s in self._running if s.computed + s.to_compute > len(s.pages) * size]
         if not short or self._space.grow(short):
             return
         for sequence in short:
@@ -240,7 +248,7 @@ class Scheduler:
         """The next in line: the least served tenant's longest cached prefix, within bounds."""
         for tenant in sorted(self._queues, key=self._fair.level):
             window = islice(self._queues[tenant], self._limits.window)
-            ready = [s for s in window if not self._has_twin(s, prompts)]
+            ready = [s for s in window if not s.ahead and not self._has_twin(s, prompts)]
             if not ready:
                 continue
             if ready[0].preempted or ready[0].overtaken >= self._limits.max_overtakes:

@@ -5,11 +5,15 @@ A sequence is one choice of one call. Prefill and decode are the same thing here
 computes a chunk of the rest. When a chunk reaches the last known token, the step also samples the
 next one. Preemption is therefore just `computed = 0` and no pages: the tokens stay.
 
+Where steps overlap, a token may have been drawn on the device by a step whose result has not been
+read: it is `ahead`. The next step can compute on it before the host knows it, so `computed` may be
+one more than `known` between a launch and the reading of the step before.
+
     tokens  [ prompt ........ | generated .. | free room ]
               ^0               ^num_prompt   ^known
               [ computed ......... ]
 
-This file holds integers and settings only; tensors live in pool.py, batch.py and runner.py.
+This file holds integers and settings only; tensors live with the runners.
 """
 
 from __future__ import annotations
@@ -64,6 +68,13 @@ class SamplingParams:
     logprobs: int = -1
     """How many alternatives to report beside the sampled token's log-probability; -1: nothing."""
 
+    @property
+    def penalises(self) -> bool:
+        """Whether a draw depends on the tokens before it, so that the host must know them all."""
+        return bool(
+            self.repetition_penalty != 1.0 or self.frequency_penalty or self.presence_penalty
+        )
+
 
 class State(enum.Enum):
     WAITING = "waiting"
@@ -89,10 +100,14 @@ class Sequence:
     deadline: float | None = None
     known: int = 0
     computed: int = 0
+    ahead: int = 0
+    """Tokens drawn by launched steps and not read yet: at most 1 when a step is planned."""
     cached: int = 0
     """Prompt tokens whose KV came from the tree when it was first admitted (usage)."""
     pages: list[int] = field(default_factory=list)
     """Page i holds tokens [i·page_size, (i+1)·page_size): leased ones first, then its own."""
+    moved: int = 0
+    """How often `pages` changed otherwise than by growing: for who keeps a copy of them."""
     lease: Lease | None = None
     state: State = State.WAITING
     admitted: float | None = None
@@ -106,10 +121,15 @@ class Sequence:
 
     @property
     def to_compute(self) -> int:
-        return self.known - self.computed
+        """Tokens that the next step may compute. None beyond the last one that is wanted, and none
+        while a draw waits for a token to be read."""
+        if self.ahead and (self.known + 1 >= self.max_known or self.params.penalises):
+            return 0
+        return self.known + self.ahead - self.computed
 
     def append(self, token: int) -> None:
         """Add a generated token; the buffer grows by doubling."""
+        self.ahead = max(0, self.ahead - 1)
         if self.known == len(self.tokens):
             grown = np.empty(max(16, 2 * self.known), dtype=np.int32)
             grown[: self.known] = self.tokens
@@ -120,7 +140,8 @@ class Sequence:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Compute tokens [sequence.computed, sequence.computed + length) in this step."""
+    """Compute tokens [sequence.computed, sequence.computed + length) in this step. Read before the
+    scheduler advances: from then on its sequence stands elsewhere."""
 
     sequence: Sequence
     length: int
@@ -149,10 +170,28 @@ class Runner(Protocol):
     """Runs one model's steps. `launch` enqueues, `Pending.result` waits: on a GPU step N is
     launched before step N−1 is read; on a CPU the work is done in `launch`."""
 
+    @property
+    def depth(self) -> int:
+        """How many steps may be launched and not read: 1 or 2."""
+        ...
+
     def launch(self, chunks: list[Chunk]) -> Pending: ...
+
+    def recover(self) -> None:
+        """A step failed and nothing of it is wanted: make the next launch possible. Raises
+        RunnerLost where that cannot be."""
+        ...
+
+
+class RunnerLost(Exception):
+    """The device does not compute any more in this process. The text says what to do."""
 
 
 class Pending(Protocol):
+    def ready(self) -> bool:
+        """Whether `result` would not wait."""
+        ...
+
     def result(self) -> list[Sampled]:
         """One entry per chunk that samples, in the order of the chunks."""
         ...

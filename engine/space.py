@@ -56,9 +56,14 @@ class Space:
             lease.release()
             return False
         sequence.pages = [*match.pages.tolist(), *pages.tolist()]
+        sequence.moved += 1
         sequence.lease = lease
         sequence.computed = match.num_tokens
         return True
+
+    def forget(self) -> int:
+        """Drop all cached pages that nobody leases: they may hold anything. Returns how many."""
+        return sum(self._tree.drop(namespace) for namespace in list(self._tree.roots))
 
     def grow(self, sequences: list[Sequence]) -> bool:
         """One more page for each, or for none."""
@@ -72,12 +77,13 @@ class Space:
     def publish(self, sequence: Sequence) -> None:
         """Hand computed full pages to the tree, and read its copy where it had one already.
 
-        Duplicates are freed at once: no step is in flight when this runs. With steps launched
-        ahead, they must wait until the last step that reads them is done.
+        "Computed" may mean launched. All steps of a model run one after another on its device, so
+        whoever reads or overwrites these pages, or the duplicates that are freed at once, does so
+        in a later step. Should the step fail, `Scheduler.forget` empties the tree.
         """
         lease = sequence.lease
         assert lease is not None, "a running sequence has a lease"
-        full = sequence.computed // self.page_size
+        full = min(sequence.computed, sequence.known) // self.page_size
         if full * self.page_size <= lease.num_tokens:
             return
         pages = np.array(sequence.pages[:full], dtype=np.int32)
@@ -85,10 +91,12 @@ class Space:
         kept = self._tree.insert(sequence.namespace, tokens, pages, lease=lease)
         sequence.pages[:full] = kept.pages.tolist()
         if len(kept.duplicates):
+            sequence.moved += 1
             self._tree.pages.free(kept.duplicates)
 
     def release(self, sequence: Sequence) -> None:
-        """Free its own pages and end the lease on the others; nothing of it is computed now."""
+        """Free its own pages and end the lease on the others. A step in flight may still write to
+        them: before the next owner does, for the reason that `publish` gives."""
         lease = sequence.lease
         assert lease is not None, "a running sequence has a lease"
         own = sequence.pages[lease.num_tokens // self.page_size :]

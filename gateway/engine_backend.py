@@ -59,7 +59,7 @@ class EngineBackend:
         return {name: _state(stats) for name, stats in self._engine.stats().items()}
 
     def problem(self) -> str | None:
-        return None if self._engine.alive else "the engine's thread is not running"
+        return self._engine.problem
 
 
 def load_backend(settings: Settings, log: Log, progress: Progress) -> EngineBackend:

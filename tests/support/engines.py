@@ -19,11 +19,26 @@ from engine.loading import load_decoder, read_checkpoint
 from engine.pool import make_pool
 from engine.runner import CpuRunner
 from engine.scheduler import Limits, Scheduler
-from engine.sequence import Chunk, Sampled, Sequence
+from engine.sequence import Chunk, Sampled, Sequence, Tokens
 from engine.template import ChatTemplate
 from engine.text import Text
 from radix import PageAllocator, RadixTree
 from tests.support.checkpoints import CHAT_TEMPLATE, train_tokenizer
+
+
+class KvPending:
+    """A step of a `KvRunner`. `after` is called when it is read and may raise."""
+
+    def __init__(self, drawn: list[Sampled], after: Callable[[], None]) -> None:
+        self._drawn = drawn
+        self._after = after
+
+    def ready(self) -> bool:
+        return True
+
+    def result(self) -> list[Sampled]:
+        self._after()
+        return self._drawn
 
 
 class KvRunner:
@@ -32,7 +47,7 @@ class KvRunner:
     It writes where a real one would, and before it draws it reads the whole context back: a page
     that is shared wrongly, freed early or never computed shows at once. What it draws depends on
     the context, and on the seed where the temperature is above 0. `before` is called at each launch
-    and may raise.
+    and may raise; `depth` 2 lets the engine launch a step before it has read the one before.
     """
 
     VOCAB = 384
@@ -43,43 +58,61 @@ class KvRunner:
         page_size: int,
         before: Callable[[list[Chunk]], None] = lambda _: None,
         avoid: frozenset[int] = frozenset({0, 1, 2}),
+        depth: int = 1,
+        after: Callable[[], None] = lambda: None,
     ) -> None:
         self._page_size = page_size
         self._tokens = np.full((num_pages, page_size), -1, dtype=np.int64)
         self._owner: dict[tuple[int, int], str] = {}
         self._before = before
         self._avoid = avoid
+        self._after = after
+        self._pool: dict[Sequence, int] = {}
+        self.depth = depth
         self.steps = 0
+        self.recovered = 0
 
-    def launch(self, chunks: list[Chunk]) -> KvRunner:
+    def launch(self, chunks: list[Chunk]) -> KvPending:
         self._before(chunks)
         self.steps += 1
         for chunk in chunks:
             self._write(chunk)
-        self._drawn = [self._draw(chunk.sequence) for chunk in chunks if chunk.samples]
-        return self
+        drawn = [self._draw(chunk.sequence) for chunk in chunks if chunk.samples]
+        self._pool |= {sampled.sequence: sampled.token for sampled in drawn}
+        return KvPending(drawn, self._after)
 
-    def result(self) -> list[Sampled]:
-        return self._drawn
+    def recover(self) -> None:
+        self.recovered += 1
 
     def _write(self, chunk: Chunk) -> None:
         sequence = chunk.sequence
+        tokens = self._all_tokens(sequence, sequence.computed + chunk.length)
         for position in range(sequence.computed, sequence.computed + chunk.length):
             page, offset = self._slot(sequence, position)
-            self._tokens[page, offset] = sequence.tokens[position]
+            self._tokens[page, offset] = tokens[position]
             self._owner[page, offset] = sequence.namespace
 
-    def _draw(self, sequence: Sequence) -> Sampled:
-        for position in range(sequence.known):
-            page, offset = self._slot(sequence, position)
-            assert self._tokens[page, offset] == sequence.tokens[position], "another's KV"
-            assert self._owner[page, offset] == sequence.namespace, "another tenant's KV"
-        return Sampled(sequence, self._next(sequence), -0.5, ((5, -0.5), (6, -1.5)))
+    def _all_tokens(self, sequence: Sequence, count: int) -> Tokens:
+        """The sequence's first `count` tokens; what the host does not know yet is in the pool."""
+        assert count <= sequence.known + sequence.ahead, "a token that nobody has drawn"
+        tokens = sequence.tokens[: min(count, sequence.known)]
+        if count > sequence.known:
+            tokens = np.append(tokens, np.int32(self._pool[sequence]))
+        return tokens
 
-    def _next(self, sequence: Sequence) -> int:
-        weights = np.arange(1, sequence.known + 1)
+    def _draw(self, sequence: Sequence) -> Sampled:
+        assert not (sequence.ahead and sequence.params.penalises), "it must see what was drawn"
+        tokens = self._all_tokens(sequence, sequence.known + sequence.ahead)
+        for position, token in enumerate(tokens):
+            page, offset = self._slot(sequence, position)
+            assert self._tokens[page, offset] == token, "another's KV"
+            assert self._owner[page, offset] == sequence.namespace, "another tenant's KV"
         chance = sequence.params.seed if sequence.params.temperature > 0 else 0
-        token = int((sequence.tokens[: sequence.known] * weights).sum() * 31 + chance) % self.VOCAB
+        return Sampled(sequence, self._next(tokens, chance), -0.5, ((5, -0.5), (6, -1.5)))
+
+    def _next(self, tokens: Tokens, chance: int) -> int:
+        weights = np.arange(1, len(tokens) + 1)
+        token = int((tokens * weights).sum() * 31 + chance) % self.VOCAB
         while token in self._avoid:
             token += 7
         return token

@@ -28,7 +28,7 @@ from engine.contract import (
 from engine.engine import Engine
 from engine.lane import Lane
 from engine.scheduler import Limits
-from engine.sequence import Chunk, Sequence
+from engine.sequence import Chunk, RunnerLost, Sequence
 from radix import check
 from tests.support.engines import KvRunner, ask, chat, fake_lane
 
@@ -181,6 +181,25 @@ async def test_many_at_once_are_batched_and_answered_as_if_alone() -> None:
     assert [said.text() for said in together] == [said.text() for said in alone]
 
 
+async def test_launching_ahead_changes_no_answer_and_no_usage() -> None:
+    def ahead(name: str) -> Lane:
+        return fake_lane(name, num_pages=256, runner=KvRunner(256, 4, depth=2))
+
+    calls = [chat(f"Question {at}", max_tokens=3 + at, stop=("e",)) for at in range(12)]
+    async with serving(ahead("small"), ahead("large")) as engine:
+        models = engine.answerer("small"), engine.answerer("large")
+        together = await asyncio.gather(*(ask(model, c) for c in calls for model in models))
+    async with serving(fake_lane(num_pages=256)) as engine:
+        alone = [await ask(engine.answerer("small"), call) for call in calls]
+    expected = [(said.text(), said.reasons, said.usage.completion_tokens) for said in alone]
+    got = [(said.text(), said.reasons, said.usage.completion_tokens) for said in together]
+    assert got[::2] == got[1::2] == expected
+    for said in together:
+        usage = said.usage
+        made = usage.prompt_tokens - usage.cached_tokens + usage.completion_tokens
+        assert usage.computed_tokens == made
+
+
 async def test_a_step_wakes_the_event_loop_once_for_all_requests(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -283,8 +302,10 @@ async def test_a_reader_whose_event_loop_is_gone_is_dropped() -> None:
             answers.pop().missing  # type: ignore[attr-defined]  # noqa: B018 — kept until here
 
 
-async def test_readers_who_come_and_go_at_any_moment_leave_nothing_behind() -> None:
-    lane = fake_lane(num_pages=48, limits=Limits(max_batched_tokens=32, max_running=6))
+@pytest.mark.parametrize("depth", [1, 2])
+async def test_readers_who_come_and_go_at_any_moment_leave_nothing_behind(depth: int) -> None:
+    limits = Limits(max_batched_tokens=32, max_running=6)
+    lane = fake_lane(num_pages=48, limits=limits, runner=KvRunner(48, 4, depth=depth))
     rng = random.Random(5)
     async with serving(lane) as engine:
         answerer = engine.answerer("small")
@@ -374,6 +395,49 @@ async def test_a_broken_step_fails_its_requests_and_the_engine_goes_on() -> None
         assert said.usage.completion_tokens == 5
     assert len(reports) == 2
     assert "no such kernel" not in reports[0]
+
+
+async def test_a_step_that_fails_after_its_launch_takes_the_prefixes_along() -> None:
+    broken = threading.Event()
+
+    def read() -> None:
+        if broken.is_set():
+            broken.clear()
+            raise RuntimeError("an illegal address")
+
+    lane = fake_lane(runner=KvRunner(64, 4, depth=2, after=read))
+    async with serving(lane, report=lambda *_: None) as engine:
+        answerer = engine.answerer("small")
+        said = await ask(answerer, chat(max_tokens=9), Trail("r1"))
+        answer = answerer(chat(max_tokens=200), Trail("r2"))
+        await anext(answer)
+        broken.set()
+        with pytest.raises(Failed, match=r"RuntimeError.*r2"):
+            async for _ in answer:
+                pass
+        again = await ask(answerer, chat(max_tokens=9), Trail("r3"))
+    assert lane.runner.recovered == 1  # type: ignore[attr-defined]
+    assert again.usage.cached_tokens == 0, "a prefix that may hold anything was served"
+    assert again.tokens() == said.tokens()
+
+
+async def test_a_lost_device_ends_the_engine_and_says_why() -> None:
+    class Lost(KvRunner):
+        def recover(self) -> None:
+            raise RunnerLost("the GPU does not answer; restart the server")
+
+    def die(chunks: list[Chunk]) -> None:
+        raise RuntimeError("an illegal address")
+
+    engine = Engine({"small": fake_lane(runner=Lost(64, 4, die))}, report=lambda *_: None)
+    engine.start()
+    with pytest.raises(Failed, match="RuntimeError"):
+        await ask(engine.answerer("small"), chat())
+    await until(lambda: not engine.alive)
+    assert engine.problem == "the GPU does not answer; restart the server"
+    with pytest.raises(Failed, match="restart the server"):
+        await ask(engine.answerer("small"), chat())
+    await engine.stop()
 
 
 async def test_a_plan_that_breaks_while_nothing_runs_fails_who_is_next_in_line(

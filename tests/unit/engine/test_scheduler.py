@@ -12,24 +12,28 @@ from engine.fair import Fair
 from engine.scheduler import Limits, Scheduler
 from engine.sequence import Chunk, SamplingParams, Sequence, State
 from radix import PageAllocator, RadixTree, check
-from tests.support.engines import KvRunner
+from tests.support.engines import KvPending, KvRunner
 
 PAGE = 4
 
 
 class House:
-    """A scheduler with a tree and a runner that checks KV, and a clock that counts steps."""
+    """A scheduler with a tree and a runner that checks KV, and a clock that counts steps. `depth`
+    2: a step is launched before the one before it is read."""
 
-    def __init__(self, num_pages: int = 64, **limits: int) -> None:
+    def __init__(self, num_pages: int = 64, depth: int = 1, **limits: int) -> None:
         limits = {"max_batched_tokens": 32, "max_running": 8, **limits}
         self.limits = Limits(**limits)
         self.now = 0.0
         self.tree = RadixTree(PageAllocator(num_pages), PAGE)
         self.fair = Fair()
         self.scheduler = Scheduler(self.tree, self.limits, lambda: self.now, self.fair)
-        self.runner = KvRunner(num_pages, PAGE)
+        self.runner = KvRunner(num_pages, PAGE, depth=depth)
+        self.flying: list[KvPending] = []
         self.ids = 0
         self.served: dict[str, float] = {}
+        self.ends: int | None = None
+        """A token that ends an answer."""
 
     def sequence(
         self,
@@ -38,6 +42,7 @@ class House:
         tenant: str = "t",
         share: float = 1.0,
         namespace: str = "n",
+        params: SamplingParams | None = None,
     ) -> Sequence:
         self.ids += 1
         if isinstance(tokens, int):
@@ -50,7 +55,7 @@ class House:
             tokens=np.array(tokens, dtype=np.int32),
             num_prompt=len(tokens),
             max_known=len(tokens) + answer,
-            params=SamplingParams(),
+            params=params or SamplingParams(),
             arrival=self.now,
             known=len(tokens),
         )
@@ -74,13 +79,21 @@ class House:
         assert all(planned.get(s) == 1 for s in decoding if s.state is State.RUNNING)
         if preemptions < self.scheduler.num_preemptions:
             assert set(self.scheduler.running) <= set(running), "admitted where pages ran out"
-        assert chunks or not (waiting or decoding), "work waits and nothing is planned"
-        drawn = self.runner.launch(chunks).result()
-        self.scheduler.advance(chunks)
-        for sampled in drawn:
-            self._append(sampled.sequence, sampled.token)
+        idle = not (waiting or decoding or self.flying)
+        assert chunks or idle or self.flying, "work waits and nothing is planned"
+        if chunks:
+            self.flying.append(self.runner.launch(chunks))
+            self.scheduler.advance(chunks)
+        if len(self.flying) == self.runner.depth or not chunks:
+            self.read()
         self.check()
         return chunks
+
+    def read(self) -> None:
+        """What the oldest step drew."""
+        for sampled in self.flying.pop(0).result() if self.flying else ():
+            if sampled.sequence.state is not State.FINISHED:  # else it has run a step too far
+                self._append(sampled.sequence, sampled.token)
 
     def _append(self, sequence: Sequence, token: int) -> None:
         sequence.append(token)
@@ -88,7 +101,7 @@ class House:
         if sequence.known == sequence.num_prompt + 1:
             prompt = sequence.num_prompt - sequence.cached
             self.served[sequence.tenant] += prompt
-        if sequence.known == sequence.max_known:
+        if sequence.known == sequence.max_known or token == self.ends:
             self.scheduler.finish(sequence)
 
     def check(self) -> None:
@@ -105,7 +118,7 @@ class House:
 
     def drain(self, limit: int = 2000) -> None:
         for _ in range(limit):
-            if not self.scheduler.has_work:
+            if not (self.scheduler.has_work or self.flying):
                 break
             self.step()
         assert not self.scheduler.has_work, "somebody starves"
@@ -430,11 +443,11 @@ OPS = st.one_of(
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.lists(OPS, max_size=40), st.integers(12, 24))
+@given(st.lists(OPS, max_size=40), st.integers(12, 24), st.sampled_from([1, 2]))
 def test_whatever_comes_and_goes_every_page_is_accounted_for_and_everyone_is_served(
-    ops: list[tuple[object, ...]], num_pages: int
+    ops: list[tuple[object, ...]], num_pages: int, depth: int
 ) -> None:
-    house = House(num_pages=num_pages, max_running=4, max_batched_tokens=12, max_waiting=20)
+    house = House(num_pages, depth, max_running=4, max_batched_tokens=12, max_waiting=20)
     alive: list[Sequence] = []
     for op, *args in ops:
         if op == "submit":
@@ -455,7 +468,11 @@ def test_whatever_comes_and_goes_every_page_is_accounted_for_and_everyone_is_ser
 def submit_siblings(
     house: House, tenant: str, tokens: list[int], answer: int, count: int
 ) -> list[Sequence]:
-    siblings = [house.sequence(tokens, answer, tenant, namespace=tenant) for _ in range(count)]
+    params = SamplingParams(presence_penalty=float(answer % 2))
+    siblings = [
+        house.sequence(tokens, answer, tenant, namespace=tenant, params=params)
+        for _ in range(count)
+    ]
     try:
         house.scheduler.submit(siblings)
     except (BadCall, Overloaded):
@@ -471,6 +488,53 @@ def alone(sequence: Sequence) -> list[int]:
     other = house.submit(prompt, answer)
     house.drain()
     return other.tokens[other.num_prompt : other.known].tolist()
+
+
+def test_a_step_launched_ahead_computes_on_what_is_not_read_yet() -> None:
+    house = House(depth=2)
+    sequence = house.submit(6, answer=5)
+    house.step()
+    assert (sequence.known, sequence.ahead, sequence.computed) == (6, 1, 6)
+    house.step()
+    assert (sequence.known, sequence.ahead, sequence.computed) == (7, 1, 7)
+    house.drain()
+    assert house.runner.steps == 5, "the length was known, nothing had to run too far"
+    assert sequence.spent == 6 + 4
+
+
+def test_an_answer_that_ends_by_a_token_has_run_one_too_far_and_leaves_nothing_behind() -> None:
+    one, two = House(), House(depth=2)
+    prompt = list(range(6))
+    whole = one.submit(prompt, answer=12)
+    one.drain()
+    two.ends = one.ends = int(whole.tokens[6 + 4])
+    short, ahead = one.submit(prompt, answer=12), two.submit(prompt, answer=12)
+    one.drain()
+    two.drain()
+    assert ahead.known == short.known == 6 + 5
+    assert ahead.spent == 6 + 5 == ahead.known + ahead.ahead - 1
+    assert ahead.tokens[: ahead.known].tolist() == short.tokens[: short.known].tolist()
+
+
+def test_what_counts_its_own_tokens_is_never_launched_ahead() -> None:
+    house = House(depth=2)
+    counting = house.submit(4, answer=6, params=SamplingParams(frequency_penalty=0.5))
+    plain = house.submit(5, answer=12)
+    for _ in range(6):
+        house.step()
+    assert counting.known - counting.num_prompt < plain.known - plain.num_prompt
+    house.drain()
+    assert counting.known == counting.max_known
+
+
+def test_a_failed_launch_leaves_no_prefix_that_was_never_computed() -> None:
+    house = House(depth=2)
+    broken = house.submit(16, answer=4)
+    house.step()
+    assert house.tree.pages.num_cached == 4
+    house.scheduler.drop(broken, publish=False)
+    house.scheduler.forget()
+    assert house.tree.pages.num_free == house.tree.pages.num_pages
 
 
 def test_scheduling_grows_no_faster_than_what_runs() -> None:
