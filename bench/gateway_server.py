@@ -16,6 +16,7 @@ from bench.gateway_answers import KEY, PIECES
 from gateway.assemble import assemble
 from gateway.backend import PlainBackend
 from gateway.catalog import ModelCard
+from gateway.configure import Loaded
 from gateway.observe.logs import LineWriter, build_log
 from gateway.server import build_server, run
 from gateway.settings import ExactCache, Model, Server, Settings, Tenant
@@ -51,7 +52,7 @@ def main(
     with tempfile.TemporaryFile() as sink:
         writer = LineWriter(sink)
         log = build_log(writer, "info", as_json=True)
-        system = assemble(settings, PlainBackend(fakes, cards), log)
+        system = assemble(Loaded(settings), PlainBackend(fakes, cards), log)
         server = build_server(system.app, settings.server, system.drain, log)
         run(server)
         writer.close()

@@ -18,15 +18,18 @@ from cache.join import Join
 from cache.store.base import Store
 from cascade.directory import Directory
 from engine.contract import Answerer
-from gateway.api import chat, completions, health, models
+from gateway.api import admin, chat, completions, health, models
+from gateway.api.admin_gate import AdminGate
 from gateway.api.again import remembering
 from gateway.api.endpoint import Edge, Endpoint
 from gateway.api.exchange import Ids
 from gateway.app import Front, build_app
 from gateway.backend import Backend
 from gateway.catalog import Catalog
+from gateway.configure import Loaded
 from gateway.dashboard import page
 from gateway.drain import Drain
+from gateway.live import Live
 from gateway.observe.ledger import Ledger, LedgerLayer
 from gateway.observe.logs import Log
 from gateway.observe.metrics import Metrics
@@ -36,6 +39,7 @@ from gateway.settings import Settings
 from gateway.store_health import StoreHealth
 from gateway.tenants.keys import AdminKeys, Keys
 from gateway.tenants.limits import LimitLayer, Limits
+from gateway.tenants.roster import Roster
 from gateway.wire.chat import ChatRequest
 from gateway.wire.completions import CompletionRequest
 
@@ -51,21 +55,30 @@ class System:
     drain: Drain
     answerer: Answerer
     rollup: RollUp
+    live: Live
 
 
-def assemble(settings: Settings, backend: Backend, log: Log) -> System:
+def assemble(loaded: Loaded, backend: Backend, log: Log) -> System:
     """Build everything; opens nothing (the application's lifespan does)."""
-    ledger, limits = Ledger(), Limits(settings.tenants)
+    settings, live = loaded.settings, Live(loaded)
+    ledger, limits, roster = Ledger(), Limits(settings.tenants), Roster(settings.tenants)
+    keys, admin_keys = Keys(settings.tenants), AdminKeys(settings.admin.keys)
+    live.on_tenants(roster.replace)
+    live.on_tenants(keys.replace)
+    live.on_tenants(limits.replace)
+    live.on_admin_keys(admin_keys.replace)
+    gate = AdminGate(admin_keys, settings.server.host, log)
     cache = build_cache(settings.exact, log)
     store_health = StoreHealth(cache.store, log)
-    shelf = Shelf(cache.store, terms_of=exact_terms(settings), on_fault=store_health.tell)
+    shelf = Shelf(
+        cache.store, terms_of=exact_terms(settings.exact, roster), on_fault=store_health.tell
+    )
     large = backend.cards[settings.cascade.large]
     catalog = Catalog(backend.cards, auto=large)
     answerer = _onion(settings, backend.answerers, cache, shelf, limits=limits, ledger=ledger)
     rollup = RollUp(ledger, Prices(backend.cards.values(), large))
     drain = Drain(settings.server.max_inflight, settings.server.shutdown_grace_s)
     metrics = Metrics(rollup, backend.states, lambda: drain.inflight)
-    keys = Keys(settings.tenants)
     edge = Edge(
         server=settings.server,
         keys=keys,
@@ -95,13 +108,14 @@ def assemble(settings: Settings, backend: Backend, log: Log) -> System:
                 rollup,
                 backend.states,
                 drain,
-                AdminKeys(settings.admin.keys),
+                admin_keys,
                 settings.server.host,
             ),
+            admin.router(live, gate),
         ],
         lifespan=lambda: _running(backend, cache.store, rollup),
     )
-    return System(app, drain, answerer, rollup)
+    return System(app, drain, answerer, rollup, live)
 
 
 def _onion(

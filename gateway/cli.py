@@ -92,15 +92,17 @@ def _load(asked: argparse.Namespace) -> Loaded:
 
 
 def _serve(asked: argparse.Namespace, console: Console) -> int:
-    settings = _load(asked).settings
+    loaded = _load(asked)
+    settings = loaded.settings
     _check_paths(settings)
     # The port is taken before models are loaded: finding it in use costs a second, not a minute.
     with _listen(settings) as listener:
         _check_store(settings)
-        return _serve_on(listener, settings, console)
+        return _serve_on(listener, loaded, console)
 
 
-def _serve_on(listener: socket.socket, settings: Settings, console: Console) -> int:
+def _serve_on(listener: socket.socket, loaded: Loaded, console: Console) -> int:
+    settings = loaded.settings
     with console.status("importing the engine") as status:
         from gateway.engine_backend import CannotLoad, load_backend  # noqa: PLC0415 - 3 s of torch
         from gateway.observe.logs import LineWriter, build_log, wants_json  # noqa: PLC0415
@@ -115,7 +117,7 @@ def _serve_on(listener: socket.socket, settings: Settings, console: Console) -> 
     from gateway.assemble import assemble  # noqa: PLC0415
     from gateway.server import build_server, run  # noqa: PLC0415
 
-    system = assemble(settings, backend, log)
+    system = assemble(loaded, backend, log)
     port = listener.getsockname()[1]
     server = build_server(
         system.app,

@@ -75,7 +75,7 @@ class Loaded:
     `sluice.toml:3`)."""
 
     settings: shape.Settings
-    sources: Mapping[str, str]
+    sources: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
 
 @dataclass(slots=True)

@@ -21,9 +21,10 @@ BUNDLED = Path(__file__).resolve().parent.parent / "demo"
 """Where the two bundled models lie: beside the packages, in a checkout and in a wheel alike."""
 
 
-def _set(default: T, doc: str) -> T:
-    """A field with its default and its meaning."""
-    value: T = field(default=default, metadata={"doc": doc})
+def _set(default: T, doc: str, inherits: str = "") -> T:
+    """A field with its default and its meaning. `inherits`: the setting that holds while this one
+    is unset, which `sluice doctor --tenant` then shows in its place."""
+    value: T = field(default=default, metadata={"doc": doc, "inherits": inherits})
     return value
 
 
@@ -113,7 +114,7 @@ class Logs:
 
 @dataclass(frozen=True, slots=True)
 class Admin:
-    """[admin]: who may see the dashboard from afar."""
+    """[admin]: who may use /admin and see the dashboard from afar."""
 
     keys: tuple[str, ...] = _set((), "SHA-256 (hex) of admin keys; none: loopback only")
 
@@ -135,6 +136,11 @@ class Tenant:
     )
     allow_sampled_caching: bool = _set(False, "may answers drawn at random be given again")
     max_tokens: int | None = _set(None, "longest answer; a larger max_tokens is clamped")
+    cache_ttl_s: float | None = _set(
+        None,
+        "how long its answers may be given again; unset: as [cache.exact] says",
+        inherits="cache.exact.ttl_s",
+    )
 
 
 @dataclass(frozen=True, slots=True)

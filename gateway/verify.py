@@ -178,7 +178,7 @@ def _one_tenant(key: Key, tenant: Tenant, settings: Settings) -> Iterator[Findin
     if not _SCOPE.fullmatch(tenant.cache_scope):
         yield (*key, "cache_scope"), "must be tenant, user, public, or group:NAME"
     yield from _hashes((*key, "keys"), tenant.keys)
-    for name in ("rpm", "max_concurrent", "max_tokens", "share"):
+    for name in ("rpm", "max_concurrent", "max_tokens", "share", "cache_ttl_s"):
         value = getattr(tenant, name)
         if value is not None and value <= 0:
             yield (*key, name), f"must be above 0; got {value}"

@@ -8,23 +8,21 @@ Prompts and answers are not in the data at all.
 
 from __future__ import annotations
 
-import ipaddress
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
+from gateway.api.admin_gate import is_local
 from gateway.drain import Drain
 from gateway.errors import Unauthenticated
 from gateway.observe.ledger import Record
 from gateway.observe.metrics import EngineStates
 from gateway.observe.rollup import Durations, RollUp
 from gateway.tenants.keys import AdminKeys
-from gateway.verify import is_loopback
 
 FILES = Path(__file__).resolve().parent / "static"
 KINDS = {
@@ -50,7 +48,7 @@ def router(
     files = {name: (FILES / name).read_bytes() for name in KINDS}
 
     def check(request: Request) -> None:
-        if not admin.allows(request.headers.raw, _is_local(request, host)):
+        if not admin.allows(request.headers.raw, is_local(request, host)):
             raise Unauthenticated("The dashboard is for this machine, or for an admin key "
                                   "(`Authorization: Bearer KEY`).", code="admin_only")  # fmt: skip
 
@@ -97,29 +95,6 @@ def summary(rollup: RollUp, engine: EngineStates, drain: Drain) -> dict[str, Any
         "engine": {name: _state(state) for name, state in engine().items()},
         "recent": [_line(record) for record in reversed(rollup.recent)],
     }
-
-
-def _is_local(request: Request, host: str) -> bool:
-    """A request that came over loopback and was not passed on by a proxy, which would let anyone
-    look local. Nor one that asks for a name from elsewhere: a page that a browser here has open
-    may let its own name point to this machine, to read what we say (DNS rebinding)."""
-    if request.client is None or "x-forwarded-for" in request.headers:
-        return False
-    named = _host_of(request.headers.get("host", ""))
-    if named != host and not is_loopback(named):
-        return False
-    try:
-        return ipaddress.ip_address(request.client.host).is_loopback
-    except ValueError:
-        return False
-
-
-def _host_of(header: str) -> str:
-    """`[::1]:8080` → `::1`."""
-    try:
-        return urlsplit(f"//{header}").hostname or ""
-    except ValueError:
-        return ""
 
 
 def _by(counts: Mapping[tuple[Any, ...], int], place: int) -> dict[str, int]:

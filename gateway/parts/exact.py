@@ -13,7 +13,8 @@ from cache.store.sqlite import SqliteStore
 from cache.store.tiered import TieredStore
 from engine.contract import Answerer, Call, Trail
 from gateway.observe.logs import Log
-from gateway.settings import ExactCache, Settings
+from gateway.settings import ExactCache, Tenant
+from gateway.tenants.roster import Roster
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +59,17 @@ def _shared_cache(settings: ExactCache, memory: MemoryStore, log: Log) -> Cache:
     )
 
 
-def exact_terms(settings: Settings) -> Callable[[Call, Trail], Terms]:
-    """Each tenant's terms of the exact cache, made once."""
-    exact = settings.exact
-    by_tenant = {
-        tenant.name: Terms(exact.enabled, exact.ttl_s, tenant.allow_sampled_caching)
-        for tenant in settings.tenants
-    }
-    return lambda _, trail: by_tenant[trail.tenant]
+def exact_terms(exact: ExactCache, roster: Roster) -> Callable[[Call, Trail], Terms]:
+    """Each tenant's terms of the exact cache, made once for each version of the tenant."""
+    made: dict[str, tuple[Tenant, Terms]] = {}
+
+    def terms_of(_: Call, trail: Trail) -> Terms:
+        tenant = roster[trail.tenant]
+        known = made.get(tenant.name)
+        if known is None or known[0] is not tenant:
+            ttl_s = exact.ttl_s if tenant.cache_ttl_s is None else tenant.cache_ttl_s
+            terms = Terms(exact.enabled, ttl_s, tenant.allow_sampled_caching)
+            known = made[tenant.name] = (tenant, terms)
+        return known[1]
+
+    return terms_of

@@ -18,9 +18,14 @@ _BEARER = b"bearer "
 
 
 class Keys:
-    """Tenants by the digest of their keys. Immutable after construction."""
+    """Tenants by the digest of their keys. Owned by the event loop's thread."""
 
     def __init__(self, tenants: Iterable[Tenant]) -> None:
+        self._by_digest: dict[bytes, Tenant] = {}
+        self._keyless: Tenant | None = None
+        self.replace(tenants)
+
+    def replace(self, tenants: Iterable[Tenant]) -> None:
         tenants = tuple(tenants)
         self._by_digest = {bytes.fromhex(key): tenant for tenant in tenants for key in tenant.keys}
         self._keyless = next((tenant for tenant in tenants if not tenant.keys), None)
@@ -48,15 +53,27 @@ class Keys:
 
 
 class AdminKeys:
-    """Who may see the dashboard: callers on this machine, and those with an admin key."""
+    """Who may see the dashboard and use /admin: those with an admin key, and where none is
+    configured (the dashboard: in any case) callers on this machine."""
 
-    def __init__(self, hashes: Iterable[str]) -> None:
-        self._digests = {bytes.fromhex(one) for one in hashes}
+    def __init__(self, hashes: Iterable[str] = ()) -> None:
+        self._digests: frozenset[bytes] = frozenset()
+        self.replace(hashes)
 
-    def allows(self, headers: Headers, client_is_local: bool) -> bool:
-        if client_is_local:
-            return True
+    def replace(self, hashes: Iterable[str]) -> None:
+        self._digests = frozenset(bytes.fromhex(one) for one in hashes)
+
+    @property
+    def any(self) -> bool:
+        return bool(self._digests)
+
+    def who(self, headers: Headers) -> str | None:
+        """The first digits of the hash of the admin key that was sent; None without a good one."""
         authorization = next((value for name, value in headers if name == b"authorization"), b"")
         if authorization[:7].lower() != _BEARER:
-            return False
-        return hashlib.sha256(authorization[7:].strip()).digest() in self._digests
+            return None
+        digest = hashlib.sha256(authorization[7:].strip()).digest()
+        return digest.hex()[:8] if digest in self._digests else None
+
+    def allows(self, headers: Headers, client_is_local: bool) -> bool:
+        return client_is_local or self.who(headers) is not None

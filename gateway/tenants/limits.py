@@ -57,9 +57,18 @@ class Window:
 
 @dataclass(slots=True)
 class _Standing:
-    window: Window | None
-    max_concurrent: int | None
+    window: Window | None = None
+    max_concurrent: int | None = None
     inflight: int = 0
+
+    def hold_to(self, tenant: Tenant, now: float) -> None:
+        self.max_concurrent = tenant.max_concurrent
+        if tenant.rpm is None:
+            self.window = None
+        elif self.window is None:
+            self.window = Window(tenant.rpm, now)
+        else:
+            self.window.limit = tenant.rpm
 
 
 class Limits:
@@ -69,14 +78,22 @@ class Limits:
         self, tenants: Iterable[Tenant], clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._clock = clock
-        now = clock()
-        self._standing = {
-            tenant.name: _Standing(
-                Window(tenant.rpm, now) if tenant.rpm else None, tenant.max_concurrent
-            )
-            for tenant in tenants
-            if tenant.rpm or tenant.max_concurrent
-        }
+        self._standing: dict[str, _Standing] = {}
+        self.replace(tenants)
+
+    def replace(self, tenants: Iterable[Tenant]) -> None:
+        """Hold tenants to new limits. What they have in flight and used this minute still counts;
+        a tenant whose limits were lifted keeps its standing until its last request has left."""
+        now = self._clock()
+        limited = {tenant.name: tenant for tenant in tenants if tenant.rpm or tenant.max_concurrent}
+        for name, standing in list(self._standing.items()):
+            if name in limited:
+                continue
+            standing.window = standing.max_concurrent = None
+            if not standing.inflight:
+                del self._standing[name]
+        for name, tenant in limited.items():
+            self._standing.setdefault(name, _Standing()).hold_to(tenant, now)
 
     def watches(self, tenant: str) -> bool:
         return tenant in self._standing

@@ -18,6 +18,7 @@ from engine.contract import Answerer
 from gateway.assemble import System, assemble
 from gateway.backend import PlainBackend
 from gateway.catalog import ModelCard
+from gateway.configure import Loaded
 from gateway.observe.logs import LineWriter, build_log
 from gateway.server import DrainingServer, build_server
 from gateway.settings import ExactCache, Model, Server, Settings, Tenant
@@ -72,7 +73,7 @@ async def serving(
     logged = BytesIO()
     writer = LineWriter(logged, every_s=0.01)
     log = build_log(writer, settings.logs.level, as_json=True)
-    system = assemble(settings, PlainBackend(models, cards), log)
+    system = assemble(Loaded(settings), PlainBackend(models, cards), log)
     listener = socket.create_server(("127.0.0.1", settings.server.port))
     port = listener.getsockname()[1]
     ready = asyncio.Event()

@@ -1,0 +1,74 @@
+"""The settings in force while the program runs, and what of new ones can be taken on at once.
+
+Tenants (their keys, limits and policies) and admin keys change without a restart: whoever needs
+them is handed the new ones between two requests, all in one turn of the event loop, so that no
+request sees half of a change. What else differs is named, and waits for a restart: models are
+loaded, the port is taken, stores are open.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from gateway.configure import Loaded
+from gateway.settings import Settings, Tenant
+
+Taker = Callable[[tuple[Tenant, ...]], None]
+"""Told of the tenants in force; must not fail."""
+LIVE = ("tenants", "admin")
+
+
+class Live:
+    """Owned by the event loop's thread."""
+
+    def __init__(self, loaded: Loaded) -> None:
+        self.settings = loaded.settings
+        self.sources: Mapping[str, str] = loaded.sources
+        self.problem: str | None = None
+        """Why the newest settings were not taken on; None once good ones were."""
+        self._tenant_takers: list[Taker] = []
+        self._admin_takers: list[Callable[[Iterable[str]], None]] = []
+
+    def on_tenants(self, taker: Taker) -> None:
+        self._tenant_takers.append(taker)
+
+    def on_admin_keys(self, taker: Callable[[Iterable[str]], None]) -> None:
+        self._admin_takers.append(taker)
+
+    def take(self, loaded: Loaded) -> list[str]:
+        """Put valid settings in force; the keys that changed and wait for a restart."""
+        waiting = differences(self.settings, loaded.settings)
+        self.settings = dataclasses.replace(
+            self.settings, tenants=loaded.settings.tenants, admin=loaded.settings.admin
+        )
+        self.sources = loaded.sources
+        self.problem = None
+        for take_tenants in self._tenant_takers:
+            take_tenants(self.settings.tenants)
+        for take_keys in self._admin_takers:
+            take_keys(self.settings.admin.keys)
+        return waiting
+
+
+def differences(old: Settings, new: Settings) -> list[str]:
+    """Dotted keys of what is not the same, without what is taken on live."""
+    found: list[str] = []
+    for one in dataclasses.fields(old):
+        if one.name not in LIVE:
+            _compare(one.name, getattr(old, one.name), getattr(new, one.name), found)
+    return found
+
+
+def _compare(key: str, old: Any, new: Any, found: list[str]) -> None:
+    if old == new:
+        return
+    if dataclasses.is_dataclass(old) and type(old) is type(new):
+        for one in dataclasses.fields(old):
+            _compare(f"{key}.{one.name}", getattr(old, one.name), getattr(new, one.name), found)
+    elif isinstance(old, Mapping) and isinstance(new, Mapping):
+        for name in [*old, *(name for name in new if name not in old)]:
+            _compare(f"{key}.{name}", old.get(name), new.get(name), found)
+    else:
+        found.append(key)

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+from gateway.configure import Loaded
+from gateway.live import Live
+from gateway.settings import Admin, Server, Tenant
+from gateway.tenants.roster import Roster
+from tests.support.serving import settings_for_tests
+
+OLD = settings_for_tests(tenants=(Tenant(name="a"), Tenant(name="b", keys=("0" * 64,))))
+
+
+def test_tenants_and_admin_keys_are_handed_on_and_nothing_else_changes() -> None:
+    live = Live(Loaded(OLD))
+    told: list[object] = []
+    live.on_tenants(told.append)
+    live.on_admin_keys(told.append)
+    new = replace(OLD, tenants=(Tenant(name="c"),), admin=Admin(keys=("1" * 64,)))
+    assert live.take(Loaded(new)) == []
+    assert told == [new.tenants, ("1" * 64,)]
+    assert live.settings == new
+
+
+def test_what_cannot_change_live_is_named_and_keeps_its_old_value() -> None:
+    live = Live(Loaded(OLD))
+    models = {**OLD.models, "third": OLD.models["small"]}
+    new = replace(OLD, server=Server(port=9, host="::1"), models=models)
+    assert live.take(Loaded(new)) == ["server.host", "server.port", "server.shutdown_grace_s",
+                                      "models.third"]  # fmt: skip
+    assert live.settings.server == OLD.server
+    assert "third" not in live.settings.models
+
+
+def test_a_removed_tenant_is_found_by_requests_in_flight_and_by_nobody_else() -> None:
+    roster = Roster(OLD.tenants)
+    roster.replace([Tenant(name="a", rpm=5)])
+    assert roster["a"].rpm == 5
+    assert roster["b"].name == "b"
+    assert roster.get("b") is None
+    assert [tenant.name for tenant in roster] == ["a"]
