@@ -53,7 +53,7 @@ clean:  ## remove .venv, caches and the embedded state
 # PyTorch first and by itself, so that a CPU build which is already there, or which TORCH names, stays.
 .venv/.run: pyproject.toml | .venv/bin/python
 	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install '$(TORCH)'
-	$(BIN)/python -m pip install -e '.[fast]'
+	$(BIN)/python -m pip install -e '.[fast,semantic]'
 	@touch $@
 
 # What the tests want beside Python packages is unpacked here, not installed: without it, or without

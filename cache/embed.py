@@ -23,7 +23,10 @@ import importlib.util
 import json
 import subprocess
 import sys
+import threading
+import time
 from collections import OrderedDict
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +51,7 @@ class EmbedError(Exception):
     ├── TextTooLong     longer than the model's window
     ├── TextForeign     in signs that the model does not know: all such texts look the same to it
     ├── Busy            too many texts are waiting
+    ├── NotReady        the model is still being prepared, or cannot be
     └── ModelUnusable   not found, or it cannot be turned into an ONNX graph
     """
 
@@ -61,6 +65,10 @@ class TextForeign(EmbedError):
 
 
 class Busy(EmbedError):
+    pass
+
+
+class NotReady(EmbedError):
     pass
 
 
@@ -92,23 +100,27 @@ class Exported:
     fingerprint: str
 
 
-def prepare(model: str, folder: Path, timeout_s: float = 600.0) -> Exported:
+def prepare(
+    model: str,
+    folder: Path,
+    *,
+    timeout_s: float = 600.0,
+    stopped: threading.Event | None = None,
+) -> Exported:
     """The exported `model` (BUNDLED, a path or a hub id) below `folder`, made now if need be.
 
-    Takes about 15 s the first time, in a process of its own. Raises ModelUnusable."""
+    Takes about 15 s the first time, in a process of its own that others are served before. Raises
+    ModelUnusable, also where `stopped` is set meanwhile."""
     at = folder / model.strip("/.").replace("/", "--")
     if not (at / "model.json").exists():
         source = str(_bundled()) if model == BUNDLED else model
         command = [sys.executable, "-m", "cache.embed_export", source, str(at)]
-        done = subprocess.run(  # noqa: S603  # our own module, no shell
-            command, capture_output=True, text=True, timeout=timeout_s, check=False
-        )
-        if done.returncode != 0:
-            last = done.stderr.strip().splitlines()[-1:] or ["no message"]
+        failure = _run(command, timeout_s, stopped or threading.Event())
+        if failure:
             raise ModelUnusable(
-                f"The embedder {model!r} could not be exported ({last[0]}). It must be a "
+                f"{model!r} could not be exported ({failure}). It must be a "
                 "sentence-transformers model that can be loaded here: a folder, or a hub id with "
-                "network access. `pip install sluice-gateway[semantic]` installs what is needed."
+                "network access. `pip install 'sluice-gateway[semantic]'` installs what is needed."
             )
     described = json.loads((at / "model.json").read_text())
     return Exported(
@@ -119,6 +131,22 @@ def prepare(model: str, folder: Path, timeout_s: float = 600.0) -> Exported:
         precision=described["precision"],
         fingerprint=described["fingerprint"],
     )
+
+
+def _run(command: list[str], timeout_s: float, stopped: threading.Event) -> str:
+    """Run our own module, no shell; why it failed, or nothing. Ended when its time is up."""
+    give_up = time.monotonic() + timeout_s
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:  # noqa: S603
+        while True:
+            try:
+                _, said = process.communicate(timeout=0.1)
+            except subprocess.TimeoutExpired:
+                if not stopped.is_set() and time.monotonic() < give_up:
+                    continue
+                process.kill()
+                return "it took too long" if not stopped.is_set() else "the gateway is stopping"
+            lines = said.decode(errors="replace").strip().splitlines()
+            return "" if process.returncode == 0 else next(reversed(lines), "no message")
 
 
 def _bundled() -> Path:
@@ -175,24 +203,60 @@ class OnnxEncoder:
 
 
 class Embedder:
-    """Vectors for the event loop. Owns the worker thread and the LRU; close with `close`."""
+    """Vectors for the event loop. Owns the worker thread and the LRU; close with `close`.
 
-    def __init__(self, encoder: Encoder, *, max_waiting: int = 16, memo: int = 4096) -> None:
+    Made without an encoder it is there at once, and refuses (`NotReady`) until `load` is done: a
+    gateway answers while its embedder is being prepared."""
+
+    def __init__(
+        self, encoder: Encoder | None = None, *, max_waiting: int = 16, memo: int = 4096
+    ) -> None:
         self._encoder = encoder
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="embed")
         self._memo: OrderedDict[str, Vector] = OrderedDict()
         self._memo_size = memo
         self._pending: dict[str, asyncio.Future[Vector]] = {}
         self._max_waiting = max_waiting
-        self.fingerprint = encoder.fingerprint
-        self.dimensions = encoder.dimensions
+        self.problem = "" if encoder is not None else "the embedder is being prepared"
+        """Why there are no vectors yet; empty when there are."""
+
+    async def load(self, make: Callable[[], Encoder]) -> None:
+        """Take what `make` gives, which is called on the worker thread and may take its time.
+        What it raises is raised here, and told to whoever wants a vector."""
+        loop = asyncio.get_running_loop()
+        try:
+            self._encoder = await loop.run_in_executor(self._thread, make)
+        except Exception as error:
+            self.problem = f"the embedder cannot be used: {error}"
+            raise
+        self.problem = ""
+
+    @property
+    def ready(self) -> bool:
+        return self._encoder is not None
+
+    @property
+    def encoder(self) -> Encoder:
+        """Raises NotReady."""
+        if self._encoder is None:
+            raise NotReady(self.problem)
+        return self._encoder
+
+    @property
+    def fingerprint(self) -> str:
+        return self.encoder.fingerprint
+
+    @property
+    def dimensions(self) -> int:
+        return self.encoder.dimensions
 
     @property
     def waiting(self) -> int:
         return len(self._pending)
 
     async def embed(self, text: str) -> Vector:
-        """The vector of `text`. Raises TextTooLong or Busy. The caller does not write into it."""
+        """The vector of `text`. Raises TextTooLong, TextForeign, Busy or NotReady. The caller does
+        not write into it."""
         known = self._memo.get(text)
         if known is not None:
             self._memo.move_to_end(text)
@@ -202,7 +266,7 @@ class Embedder:
             if len(self._pending) >= self._max_waiting:
                 raise Busy(f"{len(self._pending)} texts are waiting to be embedded")
             loop = asyncio.get_running_loop()
-            pending = loop.run_in_executor(self._thread, self._encoder.encode, text)
+            pending = loop.run_in_executor(self._thread, self.encoder.encode, text)
             self._pending[text] = pending
             pending.add_done_callback(lambda done: self._settle(text, done))
         # Shielded: whoever hangs up must not take the vector from the others.

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -122,4 +123,5 @@ def _agreement(model: SentenceTransformer, full: Path, small: Path) -> float:
 
 
 if __name__ == "__main__":
+    os.nice(10)  # a gateway may be answering meanwhile
     export(sys.argv[1], Path(sys.argv[2]))

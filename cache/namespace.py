@@ -13,17 +13,25 @@ before it is stored.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 from cache.key import cacheable, key_of
 from engine.contract import Call, Message
 
-VOLATILE: Final = re.compile(
-    r"\b(today|tonight|tomorrow|yesterday|now|currently|latest|weather|forecast|my balance|"
-    r"stock price|exchange rate|what time|what date)\b",
-    re.IGNORECASE,
+VOLATILE_WORDS: Final = (
+    *("today", "tonight", "tomorrow", "yesterday", "now", "currently", "latest", "weather"),
+    *("forecast", "my balance", "stock price", "exchange rate", "what time", "what date"),
 )
+
+
+def volatile_pattern(words: Sequence[str]) -> re.Pattern[str] | None:
+    """What finds any of `words`, which may be regular expressions; None for none."""
+    return re.compile(rf"\b(?:{'|'.join(words)})\b", re.IGNORECASE) if words else None
+
+
+VOLATILE: Final = volatile_pattern(VOLATILE_WORDS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -214,7 +214,8 @@ def explained(settings: Settings) -> list[tuple[str, Any, str]]:
     tables: list[tuple[str, Any]] = [("server", settings.server)]
     tables += [(f"models.{name}", model) for name, model in settings.models.items()]
     tables += [("engine", settings.engine), ("cascade", settings.cascade)]
-    tables += [("cache.exact", settings.exact), ("logs", settings.logs), ("admin", settings.admin)]
+    tables += [("cache.exact", settings.exact), ("cache.semantic", settings.semantic)]
+    tables += [("logs", settings.logs), ("admin", settings.admin)]
     tables += [(f"tenants[{i}]", tenant) for i, tenant in enumerate(settings.tenants)]
     return [
         (f"{name}.{one.name}", getattr(table, one.name), one.metadata["doc"])

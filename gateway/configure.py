@@ -37,6 +37,7 @@ TABLES: Mapping[str, type[Any]] = MappingProxyType(
         "engine": shape.Engine,
         "cascade": shape.Cascade,
         "cache.exact": shape.ExactCache,
+        "cache.semantic": shape.SemanticCache,
         "logs": shape.Logs,
         "admin": shape.Admin,
     }
@@ -192,14 +193,14 @@ def _build(draft: Draft, document: dict[str, Any]) -> shape.Settings:
     tables = {name: _table(draft, rest, name, kind) for name, kind in TABLES.items()}
     models = _models(draft, rest.pop("models", None))
     tenants = _tenants(draft, rest.pop("tenants", None))
-    for name in rest:
-        _unknown(draft, (name,), ["models", "tenants", *TABLES])
+    _leftovers(draft, rest)
     return shape.Settings(
         server=tables["server"],
         models=MappingProxyType(models),
         engine=tables["engine"],
         cascade=tables["cascade"],
         exact=tables["cache.exact"],
+        semantic=tables["cache.semantic"],
         logs=tables["logs"],
         admin=tables["admin"],
         tenants=tenants,
@@ -211,14 +212,28 @@ def _table(draft: Draft, rest: dict[str, Any], name: str, kind: type[T]) -> T:
     outer, _, inner = name.partition(".")
     if not inner:
         return _record(draft, (outer,), rest.pop(outer, {}), kind) or kind()
-    group = rest.pop(outer, {})
+    group = rest.get(outer, {})
     if not isinstance(group, dict):
-        draft.wrong((outer,), f"must be a table, as [{name}]")
+        draft.wrong((outer,), f"must hold tables, as [{name}]")
+        rest[outer] = {}
         return kind()
-    for other in group:
-        if other != inner:
-            _unknown(draft, (outer, other), [inner])
+    rest[outer] = {other: table for other, table in group.items() if other != inner}
     return _record(draft, (outer, inner), group.get(inner, {}), kind) or kind()
+
+
+def _leftovers(draft: Draft, rest: dict[str, Any]) -> None:
+    """What no table took. Of a group, such as [cache], only its tables can be left."""
+    groups: dict[str, list[str]] = {}
+    for name in TABLES:
+        outer, _, inner = name.partition(".")
+        if inner:
+            groups.setdefault(outer, []).append(inner)
+    for name, table in rest.items():
+        if name not in groups:
+            _unknown(draft, (name,), ["models", "tenants", *TABLES])
+            continue
+        for other in table:
+            _unknown(draft, (name, other), groups[name])
 
 
 def _models(draft: Draft, raw: Any) -> dict[str, shape.Model]:

