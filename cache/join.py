@@ -236,6 +236,7 @@ class Join:
             share=trail.share,
             directives=trail.directives,
             drafts=list(trail.drafts),
+            traceparent=trail.traceparent,
         )
         flight = self._flights[key] = _Flight(call, own)
         flight.task = asyncio.create_task(self._fly(key, flight), name=f"generation-{trail.id}")
@@ -309,6 +310,7 @@ def _tell(flight: _Flight, listener: _Listener) -> None:
     for stage, ms in flight.trail.spans_ms.items():
         if stage not in listener.own_spans:
             trail.spans_ms[stage] = ms
+            trail.spans_at[stage] = flight.trail.spans_at[stage]
     made: list[Decision] = flight.trail.decisions
     trail.decisions.extend(made[listener.told_decisions :])
     listener.told_decisions = len(made)

@@ -268,6 +268,8 @@ class Trail:
     """What a stored answer can be purged by, beside its tenant and model (Sluice-Tags)."""
     drafts: list[Draft] = field(default_factory=list)
     spans_ms: dict[str, float] = field(default_factory=dict)
+    spans_at: dict[str, float] = field(default_factory=dict)
+    """When each of those began, in `time.perf_counter()` seconds."""
     cache: list[CacheStatus] = field(default_factory=list)
     age_s: float | None = None
     decisions: list[Decision] = field(default_factory=list)
@@ -277,6 +279,8 @@ class Trail:
     """Counted against its tenant's limits already: one of several calls of one request."""
     owes: bool = True
     """Whether what is computed now is this request's to pay: not while it follows another's."""
+    traceparent: str = ""
+    """The W3C trace context that what happens inside belongs to; empty: none."""
 
     def remaining_s(self) -> float | None:
         """Seconds until the deadline, never below 0; None without one."""
@@ -286,7 +290,12 @@ class Trail:
 
     def span(self, name: str, started: float) -> None:
         """Book the time since `started` (`time.perf_counter()` seconds) under `name`."""
-        self.spans_ms[name] = (time.perf_counter() - started) * 1e3
+        self.stage(name, started, time.perf_counter())
+
+    def stage(self, name: str, started: float, ended: float) -> None:
+        """Book a stage whose end is known, too."""
+        self.spans_ms[name] = (ended - started) * 1e3
+        self.spans_at[name] = started
 
 
 class Answerer(Protocol):

@@ -136,9 +136,9 @@ class Engine:
     def _book_waiting(self, trail: Trail, request: Request) -> None:
         admitted, first = request.admitted, request.first_token
         if admitted is not None and first is not None:
-            trail.spans_ms["queue"] = (admitted - request.arrival) * 1e3
-            trail.spans_ms["prefill"] = (first - admitted) * 1e3
+            trail.stage("queue", request.arrival, admitted)
+            trail.stage("prefill", admitted, first)
 
     def _book_decode(self, trail: Trail, request: Request) -> None:
         if request.first_token is not None:
-            trail.spans_ms["decode"] = (self._clock() - request.first_token) * 1e3
+            trail.stage("decode", request.first_token, self._clock())

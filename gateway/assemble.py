@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
@@ -35,7 +35,7 @@ from gateway.observe.logs import Log
 from gateway.observe.metrics import Metrics
 from gateway.observe.rollup import Prices, RollUp
 from gateway.parts.exact import Cache, build_cache, exact_terms
-from gateway.settings import Settings
+from gateway.settings import Settings, Traces
 from gateway.store_health import StoreHealth
 from gateway.tenants.keys import AdminKeys, Keys
 from gateway.tenants.limits import LimitLayer, Limits
@@ -75,7 +75,8 @@ def assemble(loaded: Loaded, backend: Backend, log: Log) -> System:
     )
     large = backend.cards[settings.cascade.large]
     catalog = Catalog(backend.cards, auto=large)
-    answerer = _onion(settings, backend.answerers, cache, shelf, limits=limits, ledger=ledger)
+    onion = _onion(settings, backend.answerers, cache, shelf, limits=limits, ledger=ledger)
+    answerer, stop_tracing = _traced(settings.traces, onion)
     rollup = RollUp(ledger, Prices(backend.cards.values(), large))
     drain = Drain(settings.server.max_inflight, settings.server.shutdown_grace_s)
     metrics = Metrics(rollup, backend.states, lambda: drain.inflight)
@@ -113,7 +114,7 @@ def assemble(loaded: Loaded, backend: Backend, log: Log) -> System:
             ),
             admin.router(live, gate),
         ],
-        lifespan=lambda: _running(backend, cache.store, rollup),
+        lifespan=lambda: _running(backend, cache.store, rollup, stop_tracing),
     )
     return System(app, drain, answerer, rollup, live)
 
@@ -137,8 +138,21 @@ def _onion(
     return LedgerLayer(limited, ledger)
 
 
+def _traced(traces: Traces, onion: Answerer) -> tuple[Answerer, Callable[[], None]]:
+    """The onion, with a span around each answer where they are wanted, and what ends that."""
+    if traces.endpoint is None:
+        return onion, lambda: None
+    from gateway.observe.traces import TraceLayer  # noqa: PLC0415 - an optional dependency
+    from gateway.parts.traces import build_provider  # noqa: PLC0415
+
+    provider = build_provider(traces)
+    return TraceLayer(onion, provider), provider.shutdown
+
+
 @asynccontextmanager
-async def _running(backend: Backend, store: Store, rollup: RollUp) -> AsyncIterator[None]:
+async def _running(
+    backend: Backend, store: Store, rollup: RollUp, stop_tracing: Callable[[], None]
+) -> AsyncIterator[None]:
     """Open in order, close in the opposite one."""
     await store.open()
     await backend.start()
@@ -151,6 +165,7 @@ async def _running(backend: Backend, store: Store, rollup: RollUp) -> AsyncItera
             await folding
         await backend.stop()
         await store.close()
+        await asyncio.to_thread(stop_tracing)
 
 
 async def _fold(rollup: RollUp) -> None:

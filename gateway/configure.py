@@ -39,6 +39,7 @@ TABLES: Mapping[str, type[Any]] = MappingProxyType(
         "cache.exact": shape.ExactCache,
         "cache.semantic": shape.SemanticCache,
         "logs": shape.Logs,
+        "traces": shape.Traces,
         "admin": shape.Admin,
     }
 )
@@ -202,6 +203,7 @@ def _build(draft: Draft, document: dict[str, Any]) -> shape.Settings:
         exact=tables["cache.exact"],
         semantic=tables["cache.semantic"],
         logs=tables["logs"],
+        traces=tables["traces"],
         admin=tables["admin"],
         tenants=tenants,
     )

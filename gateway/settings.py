@@ -4,8 +4,8 @@ This file is also the reference: every field carries its meaning in `metadata["d
 `sluice doctor` prints beside the value and where the value came from. Reading a file and the
 environment is gateway/configure.py; nothing here does any work.
 
-    [server]  [models.NAME]  [engine]  [cascade]  [cache.exact]  [cache.semantic]  [logs]  [admin]
-    [[tenants]]
+    [server]  [models.NAME]  [engine]  [cascade]  [cache.exact]  [cache.semantic]
+    [logs]  [traces]  [admin]  [[tenants]]
 """
 
 from __future__ import annotations
@@ -156,6 +156,19 @@ class Logs:
 
 
 @dataclass(frozen=True, slots=True)
+class Traces:
+    """[traces]: an OpenTelemetry span for each answer. The OTEL_* variables hold beside it."""
+
+    endpoint: str | None = _set(
+        None, "where spans go (OTLP over HTTP), as http://collector:4318; unset: no traces"
+    )
+    share: float = _set(
+        1.0, "share of requests that are traced; a caller's own sampling goes first"
+    )
+    service: str = _set("sluice", "service.name of the spans")
+
+
+@dataclass(frozen=True, slots=True)
 class Admin:
     """[admin]: who may use /admin and see the dashboard from afar."""
 
@@ -202,6 +215,7 @@ class Settings:
     exact: ExactCache = ExactCache()
     semantic: SemanticCache = SemanticCache()
     logs: Logs = Logs()
+    traces: Traces = Traces()
     admin: Admin = Admin()
     tenants: tuple[Tenant, ...] = (Tenant(name="default"),)
 

@@ -40,8 +40,32 @@ def impossibilities(settings: Settings) -> Iterator[Finding]:
     yield from _models(settings)
     yield from _stores(settings)
     yield from _semantic(settings)
+    yield from _traces(settings)
     yield from _hashes(("admin", "keys"), settings.admin.keys)
     yield from _tenants(settings)
+
+
+def _traces(settings: Settings) -> Iterator[Finding]:
+    traces = settings.traces
+    if not 0 <= traces.share <= 1:
+        yield ("traces", "share"), f"must be 0 to 1; got {traces.share:g}"
+    if traces.endpoint is None:
+        return
+    place = urlsplit(traces.endpoint)
+    if place.scheme not in {"http", "https"} or not place.hostname:
+        yield ("traces", "endpoint"), f"must be http://HOST:PORT; got {traces.endpoint!r}"
+    if not _installed("opentelemetry.sdk", "opentelemetry.exporter.otlp"):
+        yield (
+            ("traces", "endpoint"),
+            "needs OpenTelemetry: pip install 'sluice-gateway[traces]'",
+        )
+
+
+def _installed(*modules: str) -> bool:
+    try:
+        return all(find_spec(name) is not None for name in modules)
+    except ModuleNotFoundError:  # the package that one of them would lie in
+        return False
 
 
 def is_loopback(host: str) -> bool:
@@ -136,7 +160,7 @@ def _stores(settings: Settings) -> Iterator[Finding]:
     if not _is_redis(store):
         scheme = store.partition("://")[0]  # what follows may hold a password
         yield key, f"must be memory://, sqlite:///PATH or redis://HOST:PORT/DB; got {scheme}://…"
-    elif find_spec("redis") is None or find_spec("hiredis") is None:
+    elif not _installed("redis", "hiredis"):
         yield key, "needs a package more: pip install 'sluice-gateway[redis]'"
 
 

@@ -36,7 +36,7 @@ from gateway.settings import Server, Tenant
 from gateway.tenants.keys import Keys
 from gateway.tenants.limits import Limits
 from gateway.wire.collect import collect
-from gateway.wire.headers import directives_of, server_timing, tags_of
+from gateway.wire.headers import directives_of, server_timing, tags_of, traceparent_of
 from gateway.wire.render import DONE, ChunkWriter, Look, Surface, whole
 
 LAST_WORDS_S = 5.0
@@ -144,6 +144,7 @@ class Endpoint:
             deadline=time.monotonic() + self._edge.server.request_timeout_s,
             directives=directives_of(given.get(b"cache-control")),
             tags=tags_of(given.get(b"sluice-tags")),
+            traceparent=traceparent_of(given.get(b"traceparent")),
         )
         exchange.trail = trail
         return trail

@@ -30,6 +30,7 @@ READ = frozenset(
         b"content-length",
         b"sluice-route",
         b"sluice-tags",
+        b"traceparent",
         b"x-request-id",
     }
 )

@@ -55,7 +55,8 @@ def answer_all(answerer: Answerer, calls: Sequence[Call], trail: Trail) -> Answe
 async def _merged(answerer: Answerer, calls: Sequence[Call], trail: Trail) -> Answer:
     said: asyncio.Queue[_Said] = asyncio.Queue(QUEUE_EVENTS)
     trails = [
-        replace(trail, spans_ms={}, cache=[], drafts=[], decisions=[], wasted=[]) for _ in calls
+        replace(trail, spans_ms={}, spans_at={}, cache=[], drafts=[], decisions=[], wasted=[])
+        for _ in calls
     ]
     offset = 0
     tasks = []
@@ -154,4 +155,6 @@ def _gather(trail: Trail, trails: Sequence[Trail]) -> None:
     for own in trails:
         trail.decisions.extend(own.decisions)
         for name, ms in own.spans_ms.items():
-            trail.spans_ms[name] = max(ms, trail.spans_ms.get(name, 0.0))
+            if ms > trail.spans_ms.get(name, 0.0):
+                trail.spans_ms[name] = ms
+                trail.spans_at[name] = own.spans_at[name]

@@ -39,6 +39,11 @@ def tags_of(header: bytes | None) -> tuple[str, ...]:
     return tuple(tag for tag in tags if tag)
 
 
+def traceparent_of(header: bytes | None) -> str:
+    """W3C Trace Context, as it came: who uses it (observe/traces.py) ignores one that is broken."""
+    return header.decode("latin-1") if header else ""
+
+
 def cache_status(members: Iterable[CacheStatus]) -> bytes:
     """The member nearest the origin first: layers append as they are asked, outermost first."""
     return ", ".join([_member(one) for one in members][::-1]).encode("ascii", "replace")

@@ -399,14 +399,14 @@ async def test_a_deadline_that_the_model_took_from_the_first_is_not_the_follower
 async def test_what_happened_inside_is_copied_to_every_listener(house: House) -> None:
     first, second = await house.ask("r1"), await house.ask("r2")
     for listener in (first, second):
-        listener.trail.spans_ms["exact"] = 0.5
+        listener.trail.stage("exact", 0.0, 0.5 / 1e3)
         listener.trail.cache.append(CacheStatus("exact", forward="miss"))
     [run] = house.model.runs
-    run.trail.spans_ms["queue"] = 3.0
+    run.trail.stage("queue", 0.0, 3.0 / 1e3)
     run.trail.cache.append(CacheStatus("semantic", forward="miss"))
     run.trail.decisions.append(Decision("cascade", "small", "cheap"))
     await run.say(*EVENTS[:2])
-    run.trail.spans_ms["decode"] = 9.0
+    run.trail.stage("decode", 0.0, 9.0 / 1e3)
     run.trail.decisions.append(Decision("cascade", "kept", "sure"))
     await run.say(*EVENTS[2:], None)
     for listener in (first, second):

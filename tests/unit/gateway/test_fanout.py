@@ -79,7 +79,7 @@ async def test_an_answer_that_was_cut_fails_the_whole() -> None:
 async def test_what_happened_to_each_is_told_together() -> None:
     async def explaining(call: Call, trail: Trail) -> Answer:
         trail.decisions.append(Decision("layer", str(call.prompt), "because"))
-        trail.spans_ms["queue"] = 5.0 if call.prompt == "b" else 1.0
+        trail.stage("queue", 0.0, (5.0 if call.prompt == "b" else 1.0) / 1e3)
         async for event in FakeModel()(call, trail):
             yield event
 
