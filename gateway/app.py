@@ -15,10 +15,11 @@ from typing import Any
 
 import msgspec
 from fastapi import APIRouter, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
-from engine.contract import AnswerError
+from engine.contract import AnswerError, BadCall
 from gateway.asgi import JSON, App, Receive, Scope, Send
 from gateway.errors import NoSuchPath, WrongMethod, reply_of
 
@@ -57,6 +58,7 @@ def build_app(
     cold = FastAPI(title="Sluice", lifespan=span, docs_url="/docs", redoc_url=None)
     cold.add_exception_handler(AnswerError, _answer_error)
     cold.add_exception_handler(HTTPException, _http_error)
+    cold.add_exception_handler(RequestValidationError, _bad_input)
     for router in routers:
         cold.include_router(router)
     for path in hot:
@@ -93,6 +95,14 @@ async def _http_error(request: Request, error: Exception) -> Response:
         wrong = WrongMethod(f"{path} does not take {method}; use {allowed or 'another method'}.")
         return _response(wrong, {"allow": allowed} if allowed else None)
     return _response(NoSuchPath(f"There is nothing at {path}; see /docs for what there is."))
+
+
+async def _bad_input(_: Request, error: Exception) -> Response:
+    """What does not fit a route's shape, in OpenAI's shape; what was sent is not repeated."""
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    where = ".".join(str(step) for step in first["loc"] if step != "body") or "body"
+    return _response(BadCall(f"{where}: {first['msg']}.", param=where, code="invalid_value"))
 
 
 def _document(app: FastAPI, shapes: Mapping[str, type[msgspec.Struct]]) -> None:

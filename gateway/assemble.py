@@ -18,8 +18,7 @@ from cache.join import Join
 from cache.store.base import Store
 from cascade.directory import Directory
 from engine.contract import Answerer
-from gateway.api import admin, chat, completions, health, models
-from gateway.api.admin_gate import AdminGate
+from gateway.api import chat, completions, health, models
 from gateway.api.again import remembering
 from gateway.api.endpoint import Edge, Endpoint
 from gateway.api.exchange import Ids
@@ -35,11 +34,10 @@ from gateway.observe.logs import Log
 from gateway.observe.metrics import Metrics
 from gateway.observe.rollup import Prices, RollUp
 from gateway.parts.exact import Cache, build_cache, exact_terms
+from gateway.parts.tenants import Tenancy, build_tenancy
 from gateway.settings import Settings, Traces
 from gateway.store_health import StoreHealth
-from gateway.tenants.keys import AdminKeys, Keys
 from gateway.tenants.limits import LimitLayer, Limits
-from gateway.tenants.roster import Roster
 from gateway.wire.chat import ChatRequest
 from gateway.wire.completions import CompletionRequest
 
@@ -61,29 +59,25 @@ class System:
 def assemble(loaded: Loaded, backend: Backend, log: Log) -> System:
     """Build everything; opens nothing (the application's lifespan does)."""
     settings, live = loaded.settings, Live(loaded)
-    ledger, limits, roster = Ledger(), Limits(settings.tenants), Roster(settings.tenants)
-    keys, admin_keys = Keys(settings.tenants), AdminKeys(settings.admin.keys)
-    live.on_tenants(roster.replace)
-    live.on_tenants(keys.replace)
-    live.on_tenants(limits.replace)
-    live.on_admin_keys(admin_keys.replace)
-    gate = AdminGate(admin_keys, settings.server.host, log)
+    ledger, tenancy = Ledger(), build_tenancy(live, log)
     cache = build_cache(settings.exact, log)
     store_health = StoreHealth(cache.store, log)
     shelf = Shelf(
-        cache.store, terms_of=exact_terms(settings.exact, roster), on_fault=store_health.tell
+        cache.store,
+        terms_of=exact_terms(settings.exact, tenancy.roster),
+        on_fault=store_health.tell,
     )
     large = backend.cards[settings.cascade.large]
     catalog = Catalog(backend.cards, auto=large)
-    onion = _onion(settings, backend.answerers, cache, shelf, limits=limits, ledger=ledger)
+    onion = _onion(settings, backend.answerers, cache, shelf, limits=tenancy.limits, ledger=ledger)
     answerer, stop_tracing = _traced(settings.traces, onion)
     rollup = RollUp(ledger, Prices(backend.cards.values(), large))
     drain = Drain(settings.server.max_inflight, settings.server.shutdown_grace_s)
     metrics = Metrics(rollup, backend.states, lambda: drain.inflight)
     edge = Edge(
         server=settings.server,
-        keys=keys,
-        limits=limits,
+        keys=tenancy.keys,
+        limits=tenancy.limits,
         catalog=catalog,
         answerer=answerer,
         ledger=ledger,
@@ -101,20 +95,27 @@ def assemble(loaded: Loaded, backend: Backend, log: Log) -> System:
         },
         shapes={chat.PATH: ChatRequest, completions.PATH: CompletionRequest},
         routers=[
-            models.router(catalog, keys),
+            models.router(catalog, tenancy.keys),
             health.router(
-                drain, {"models": backend.problem}, {"store": store_health.problem}, metrics
+                drain,
+                {"models": backend.problem},
+                {
+                    "store": store_health.problem,
+                    "keys": tenancy.sync.problem,
+                    "settings": live.said_problem,
+                },
+                metrics,
             ),
             page.router(
                 rollup,
                 backend.states,
                 drain,
-                admin_keys,
+                tenancy.admin_keys,
                 settings.server.host,
             ),
-            admin.router(live, gate),
+            *tenancy.routers,
         ],
-        lifespan=lambda: _running(backend, cache.store, rollup, stop_tracing),
+        lifespan=lambda: _running(tenancy, backend, cache.store, rollup, stop_tracing),
     )
     return System(app, drain, answerer, rollup, live)
 
@@ -151,21 +152,26 @@ def _traced(traces: Traces, onion: Answerer) -> tuple[Answerer, Callable[[], Non
 
 @asynccontextmanager
 async def _running(
-    backend: Backend, store: Store, rollup: RollUp, stop_tracing: Callable[[], None]
+    tenancy: Tenancy,
+    backend: Backend,
+    store: Store,
+    rollup: RollUp,
+    stop_tracing: Callable[[], None],
 ) -> AsyncIterator[None]:
     """Open in order, close in the opposite one."""
-    await store.open()
-    await backend.start()
-    folding = asyncio.create_task(_fold(rollup))
-    try:
-        yield
-    finally:
-        folding.cancel()
-        with suppress(asyncio.CancelledError):
-            await folding
-        await backend.stop()
-        await store.close()
-        await asyncio.to_thread(stop_tracing)
+    async with tenancy.running():
+        await store.open()
+        await backend.start()
+        folding = asyncio.create_task(_fold(rollup))
+        try:
+            yield
+        finally:
+            folding.cancel()
+            with suppress(asyncio.CancelledError):
+                await folding
+            await backend.stop()
+            await store.close()
+            await asyncio.to_thread(stop_tracing)
 
 
 async def _fold(rollup: RollUp) -> None:

@@ -1,7 +1,8 @@
-"""The command `sluice`: serve, doctor, chat.
+"""The command `sluice`: serve, doctor, keys, chat.
 
     sluice serve [--config sluice.toml] [--host H] [--port P] [--small PATH] [--large PATH]
     sluice doctor [--config sluice.toml]     the settings in force, and where each came from
+    sluice keys create|list|rotate|revoke    keys of tenants, in the store that the server reads
     sluice chat [--url URL] [--model NAME]   talk to a running server
 
 What an operator can mend (a setting, a checkpoint, a port in use) ends with one clear message and
@@ -27,7 +28,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from gateway.configure import BadSettings, Loaded, load
+from gateway.keys_command import add_arguments
+from gateway.keys_command import run as run_keys
 from gateway.settings import Settings
+from gateway.tenants.key_book import KeyRefused
+from gateway.tenants.key_store import KeyStoreFault
 
 EXIT_MENDABLE = 2
 CONFIG = Path("sluice.toml")
@@ -38,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit status."""
     asked = _parser().parse_args(arguments)
     console = Console(stderr=True, highlight=False)
-    command = {"serve": _serve, "doctor": _doctor, "chat": _chat}[asked.command]
+    command = {"serve": _serve, "doctor": _doctor, "keys": _keys, "chat": _chat}[asked.command]
     try:
         return command(asked, console)
     except BadSettings as error:
@@ -70,6 +75,9 @@ def _parser() -> argparse.ArgumentParser:
         one.add_argument("--port", type=int, help="port to listen on")
         one.add_argument("--small", metavar="PATH", help="checkpoint directory of the small model")
         one.add_argument("--large", metavar="PATH", help="checkpoint directory of the large model")
+    add_arguments(
+        commands.add_parser("keys", help="create, list, rotate and revoke keys of tenants")
+    )
     chat = commands.add_parser("chat", help="talk to a running server")
     chat.add_argument("--url", default="http://127.0.0.1:8080")
     chat.add_argument("--model", default="auto")
@@ -117,7 +125,11 @@ def _serve_on(listener: socket.socket, loaded: Loaded, console: Console) -> int:
     from gateway.assemble import assemble  # noqa: PLC0415
     from gateway.server import build_server, run  # noqa: PLC0415
 
-    system = assemble(loaded, backend, log)
+    try:
+        system = assemble(loaded, backend, log)
+    except KeyStoreFault as error:
+        writer.close()
+        raise _Mendable(str(error)) from None
     port = listener.getsockname()[1]
     server = build_server(
         system.app,
@@ -178,7 +190,7 @@ def _greet(console: Console, settings: Settings, port: int) -> None:
     host = settings.server.host
     shown = f"[{host}]" if ":" in host else host
     base = f"http://{shown}:{port}"
-    key = "YOUR-KEY" if any(tenant.keys for tenant in settings.tenants) else "unused"
+    key = "YOUR-KEY" if any(tenant.asks_for_key for tenant in settings.tenants) else "unused"
     header = "" if key == "unused" else " -H 'authorization: Bearer YOUR-KEY'"
     text = f"""
 Serving {", ".join(settings.models)} and auto at {base}/v1   (dashboard: {base}/dashboard)
@@ -215,7 +227,7 @@ def explained(settings: Settings) -> list[tuple[str, Any, str]]:
     tables += [(f"models.{name}", model) for name, model in settings.models.items()]
     tables += [("engine", settings.engine), ("cascade", settings.cascade)]
     tables += [("cache.exact", settings.exact), ("cache.semantic", settings.semantic)]
-    tables += [("logs", settings.logs), ("admin", settings.admin)]
+    tables += [("logs", settings.logs), ("admin", settings.admin), ("keys", settings.keys)]
     tables += [(f"tenants[{i}]", tenant) for i, tenant in enumerate(settings.tenants)]
     return [
         (f"{name}.{one.name}", getattr(table, one.name), one.metadata["doc"])
@@ -237,6 +249,18 @@ def _shown(value: Any) -> str:
 def _key(text: str) -> str:
     """A key's hash is recognised by its first digits."""
     return f"{text[:8]}…" if len(text) == hashlib.sha256().digest_size * 2 else text
+
+
+# --------------------------------------------------------------------------- keys
+
+
+def _keys(asked: argparse.Namespace, console: Console) -> int:
+    config = asked.config or (CONFIG if CONFIG.exists() else None)
+    try:
+        run_keys(asked, load(config, environ=os.environ).settings, console)
+    except (KeyRefused, KeyStoreFault) as error:
+        raise _Mendable(str(error)) from None
+    return 0
 
 
 # --------------------------------------------------------------------------- chat

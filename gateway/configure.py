@@ -41,6 +41,7 @@ TABLES: Mapping[str, type[Any]] = MappingProxyType(
         "logs": shape.Logs,
         "traces": shape.Traces,
         "admin": shape.Admin,
+        "keys": shape.Keys,
     }
 )
 PREFIX = "SLUICE_"
@@ -205,6 +206,7 @@ def _build(draft: Draft, document: dict[str, Any]) -> shape.Settings:
         logs=tables["logs"],
         traces=tables["traces"],
         admin=tables["admin"],
+        keys=tables["keys"],
         tenants=tenants,
     )
 

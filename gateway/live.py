@@ -37,6 +37,10 @@ class Live:
     def on_admin_keys(self, taker: Callable[[Iterable[str]], None]) -> None:
         self._admin_takers.append(taker)
 
+    async def said_problem(self) -> str | None:
+        """For /readyz, which everybody may read."""
+        return self.problem and "the newest settings are not valid: the old ones hold. See the log"
+
     def take(self, loaded: Loaded) -> list[str]:
         """Put valid settings in force; the keys that changed and wait for a restart."""
         waiting = differences(self.settings, loaded.settings)

@@ -5,7 +5,7 @@ This file is also the reference: every field carries its meaning in `metadata["d
 environment is gateway/configure.py; nothing here does any work.
 
     [server]  [models.NAME]  [engine]  [cascade]  [cache.exact]  [cache.semantic]
-    [logs]  [traces]  [admin]  [[tenants]]
+    [logs]  [traces]  [admin]  [keys]  [[tenants]]
 """
 
 from __future__ import annotations
@@ -176,11 +176,24 @@ class Admin:
 
 
 @dataclass(frozen=True, slots=True)
+class Keys:
+    """[keys]: keys that are made, rotated and revoked while serving (`sluice keys`)."""
+
+    store: str = _set(
+        "sqlite:///.sluice/keys.db",
+        "sqlite:///PATH, memory:// (ends with the process), or a Redis that gateways share",
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class Tenant:
     """[[tenants]]: one customer, team or program, and what it may do."""
 
     name: str = field(metadata={"doc": "letters, digits, . _ - (a metrics label, part of keys)"})
-    keys: tuple[str, ...] = _set((), "SHA-256 (hex) of its bearer keys; none: no key is asked for")
+    keys: tuple[str, ...] = _set(
+        (), "SHA-256 (hex) of its bearer keys; none, and no stored_keys: no key is asked for"
+    )
+    stored_keys: bool = _set(False, "callers need a key, made with `sluice keys create`")
     rpm: int | None = _set(None, "requests per minute; unset: no limit")
     max_concurrent: int | None = _set(None, "requests at one time; unset: no limit")
     share: float = _set(1.0, "weight among tenants that compete for the engine")
@@ -203,6 +216,10 @@ class Tenant:
         inherits="cache.semantic.max_error",
     )
 
+    @property
+    def asks_for_key(self) -> bool:
+        return bool(self.keys) or self.stored_keys
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -217,6 +234,7 @@ class Settings:
     logs: Logs = Logs()
     traces: Traces = Traces()
     admin: Admin = Admin()
+    keys: Keys = Keys()
     tenants: tuple[Tenant, ...] = (Tenant(name="default"),)
 
 

@@ -81,12 +81,13 @@ def _server(settings: Settings) -> Iterator[Finding]:
     server = settings.server
     if not 0 <= server.port <= 65_535:
         yield ("server", "port"), f"must be 0 to 65535; got {server.port}"
-    open_tenants = [tenant.name for tenant in settings.tenants if not tenant.keys]
+    open_tenants = [tenant.name for tenant in settings.tenants if not tenant.asks_for_key]
     if open_tenants and not is_loopback(server.host):
         yield (
             ("server", "host"),
             f"listening on {server.host!r} while tenant {open_tenants[0]!r} needs no key would let "
-            "anyone in; give each tenant `keys` (sha256 of a key), or listen on 127.0.0.1",
+            "anyone in; give each tenant `keys` (sha256 of a key) or `stored_keys = true`, or "
+            "listen on 127.0.0.1",
         )
 
 
@@ -153,8 +154,11 @@ def _models(settings: Settings) -> Iterator[Finding]:
 
 
 def _stores(settings: Settings) -> Iterator[Finding]:
-    store = settings.exact.store
-    key = ("cache", "exact", "store")
+    yield from _store(("cache", "exact", "store"), settings.exact.store)
+    yield from _store(("keys", "store"), settings.keys.store)
+
+
+def _store(key: Key, store: str) -> Iterator[Finding]:
     if store == "memory://" or (store.startswith("sqlite:///") and len(store) > len("sqlite:///")):
         return
     if not _is_redis(store):
@@ -224,7 +228,7 @@ def _tenants(settings: Settings) -> Iterator[Finding]:
         for one in tenant.keys:
             if owners.setdefault(one, tenant.name) != tenant.name:
                 yield (*key, "keys"), f"shares a key with tenant {owners[one]!r}"
-    if sum(not tenant.keys for tenant in settings.tenants) > 1:
+    if sum(not tenant.asks_for_key for tenant in settings.tenants) > 1:
         yield ("tenants",), "only one tenant may be without keys: who would a caller be?"
 
 

@@ -1,0 +1,108 @@
+"""What can be done with stored keys: create, list, rotate, revoke. The command line and /admin are
+two faces of this.
+
+Rotation makes a new key for the same tenant and lets the old one live for a grace, so that its
+holder can change over without being locked out.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+
+import msgspec
+
+from gateway.settings import Tenant
+from gateway.tenants.key import Key, Minted, mint
+from gateway.tenants.key_store import KeyStore
+
+GRACE_S = 86_400.0
+
+
+class KeyRefused(Exception):
+    """It cannot be done; the text says why and what to do instead."""
+
+
+class KeyBook:
+    """Blocking, like its store, whose KeyStoreFault passes through."""
+
+    def __init__(self, store: KeyStore, wall: Callable[[], float] = time.time) -> None:
+        self._store = store
+        self._wall = wall
+
+    def create(
+        self,
+        tenants: Iterable[Tenant],
+        tenant: str,
+        *,
+        name: str = "",
+        lives_s: float | None = None,
+    ) -> Minted:
+        """`tenants`: those in force. Raises KeyRefused."""
+        _require_keyed(tenants, tenant)
+        if lives_s is not None and lives_s <= 0:
+            raise KeyRefused("A key must live for more than 0 s; leave its lifetime out for ever.")
+        now = self._wall()
+        expires_at = None if lives_s is None else now + lives_s
+        minted = mint(tenant, now, name=name, expires_at=expires_at)
+        self._store.put([minted.key])
+        return minted
+
+    def list(self, tenant: str | None = None) -> list[Key]:
+        """All keys, revoked and expired ones included; those of a tenant if one is named."""
+        return [key for key in self._store.all() if tenant in (None, key.tenant)]
+
+    def rotate(self, key_id: str, grace_s: float = GRACE_S) -> Minted:
+        """A new key in place of one that still lives `grace_s`. Raises KeyRefused."""
+        if grace_s < 0:
+            raise KeyRefused("The grace must not be negative; 0 ends the old key at once.")
+        old, now = self._active(key_id), self._wall()
+        lives_s = None if old.expires_at is None else old.expires_at - old.created_at
+        minted = mint(
+            old.tenant,
+            now,
+            name=old.name,
+            expires_at=None if lives_s is None else now + lives_s,
+            replaces=old.id,
+        )
+        ends_at = now + grace_s if old.expires_at is None else min(now + grace_s, old.expires_at)
+        self._store.put([msgspec.structs.replace(old, expires_at=ends_at), minted.key])
+        return minted
+
+    def revoke(self, key_id: str) -> Key:
+        """The key, which opens nothing any more. Raises KeyRefused."""
+        old = self._known(key_id)
+        if old.revoked_at is not None:
+            return old
+        revoked = msgspec.structs.replace(old, revoked_at=self._wall())
+        self._store.put([revoked])
+        return revoked
+
+    def _known(self, key_id: str) -> Key:
+        found = self._store.get(key_id)
+        if found is None:
+            raise KeyRefused(
+                f"There is no stored key {key_id!r}; `sluice keys list` shows their ids (the "
+                "middle of sk-<id>-<secret>). Keys in sluice.toml are changed there."
+            )
+        return found
+
+    def _active(self, key_id: str) -> Key:
+        found = self._known(key_id)
+        state = found.state(self._wall())
+        if state != "active":
+            raise KeyRefused(f"Key {key_id} is {state}; create a new one instead.")
+        return found
+
+
+def _require_keyed(tenants: Iterable[Tenant], name: str) -> None:
+    by_name = {tenant.name: tenant for tenant in tenants}
+    tenant = by_name.get(name)
+    if tenant is None:
+        known = ", ".join(by_name)
+        raise KeyRefused(f"There is no tenant {name!r} in the settings; there are: {known}.")
+    if not tenant.asks_for_key:
+        raise KeyRefused(
+            f"Tenant {name!r} asks for no key, so that a key would keep nobody out; set "
+            "`stored_keys = true` in its [[tenants]] table first."
+        )

@@ -1,0 +1,122 @@
+"""What every store of keys promises: SQLite, and a Redis that gateways share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from gateway.settings import Tenant
+from gateway.tenants.key import Key, mint
+from gateway.tenants.key_book import KeyBook, KeyRefused
+from gateway.tenants.key_store import KeyStore, KeyStoreFault, SqliteKeyStore
+from gateway.tenants.key_store_redis import RedisKeyStore
+from tests.support.redis_server import RedisServer
+
+TENANTS = (Tenant(name="acme", stored_keys=True), Tenant(name="open"))
+Open = Callable[[], KeyStore]
+
+
+@pytest.fixture(params=["sqlite", "redis7", "redis8"])
+def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Open]:
+    """Opens the same store again and again, as several processes do."""
+    stores: list[KeyStore] = []
+    server: RedisServer | None = None
+    if request.param != "sqlite":
+        server = request.getfixturevalue(request.param)
+        server.client.flushall()
+
+    def open_one() -> KeyStore:
+        store = RedisKeyStore(server.url) if server else SqliteKeyStore(tmp_path / "keys.db")
+        stores.append(store)
+        return store
+
+    yield open_one
+    for store in stores:
+        store.close()
+
+
+def key(name: str, at: float = 1.0) -> Key:
+    return mint("acme", at, name=name).key
+
+
+def test_what_one_puts_another_reads(opened: Open) -> None:
+    one, two = opened(), opened()
+    first, second = key("a", 1.0), key("b", 2.0)
+    one.put([second, first])
+    assert two.all() == [first, second]
+    assert two.get(first.id) == first
+    assert two.get("nobody") is None
+
+
+def test_changes_are_told_once_and_newest(opened: Open) -> None:
+    one, two = opened(), opened()
+    book = KeyBook(one, wall=lambda: 5.0)
+    made = book.create(TENANTS, "acme").key
+    seen = two.changes(0)
+    assert seen.keys == [made]
+    assert two.changes(seen.version).keys == []
+    revoked = book.revoke(made.id)
+    later = two.changes(seen.version)
+    assert later.keys == [revoked]
+    assert later.version > seen.version
+    assert not later.whole
+
+
+def test_a_store_that_went_back_is_read_whole(opened: Open) -> None:
+    store = opened()
+    store.put([key("a")])
+    changes = store.changes(1000)
+    assert changes.whole
+    assert len(changes.keys) == 1
+
+
+def test_last_use_is_kept_and_is_no_change(opened: Open) -> None:
+    store = opened()
+    made = key("a")
+    store.put([made])
+    version = store.changes(0).version
+    store.note_used({made.id: 77.0})
+    found = store.get(made.id)
+    assert found is not None
+    assert found.used_at == 77.0
+    assert store.changes(version).keys == []
+
+
+def test_a_rotated_key_lives_for_its_grace_and_no_longer_than_it_would_have(opened: Open) -> None:
+    now = 100.0
+    book = KeyBook(opened(), wall=lambda: now)
+    for lives_s, ends_at in ((None, 110.0), (4.0, 104.0)):
+        old = book.create(TENANTS, "acme", name="ci", lives_s=lives_s).key
+        new = book.rotate(old.id, grace_s=10.0).key
+        assert (new.replaces, new.name, new.tenant) == (old.id, "ci", "acme")
+        kept = next(one for one in book.list() if one.id == old.id)
+        assert kept.expires_at == ends_at
+
+
+def test_what_makes_no_sense_is_refused_with_the_remedy(opened: Open) -> None:
+    book = KeyBook(opened())
+    with pytest.raises(KeyRefused, match="there are: acme, open"):
+        book.create(TENANTS, "nobody")
+    with pytest.raises(KeyRefused, match="stored_keys = true"):
+        book.create(TENANTS, "open")
+    with pytest.raises(KeyRefused, match="sluice keys list"):
+        book.revoke("nobody")
+    made = book.create(TENANTS, "acme").key
+    book.revoke(made.id)
+    with pytest.raises(KeyRefused, match="is revoked; create a new one"):
+        book.rotate(made.id)
+
+
+def test_a_redis_that_is_away_is_a_fault_and_not_a_hang() -> None:
+    store = RedisKeyStore("redis://127.0.0.1:1/0")
+    with pytest.raises(KeyStoreFault, match=r"\[keys\]"):
+        store.changes(0)
+    store.close()
+
+
+def test_a_file_that_cannot_be_made_is_a_fault(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(KeyStoreFault, match="may be written"):
+        SqliteKeyStore(tmp_path / "file" / "keys.db")

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gateway.cli import main
+from gateway.tenants.key_store import SqliteKeyStore
+
+TOML = """
+[keys]
+store = "sqlite:///{folder}/keys.db"
+
+[[tenants]]
+name = "acme"
+stored_keys = true
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> str:
+    path = tmp_path / "sluice.toml"
+    path.write_text(TOML.format(folder=tmp_path))
+    return str(path)
+
+
+def keys(config: str, *arguments: str) -> int:
+    return main(["keys", "--config", config, *arguments])
+
+
+def test_a_key_is_made_listed_rotated_and_revoked(
+    config: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert keys(config, "create", "acme", "--name", "ci", "--lives", "90d") == 0
+    text = capsys.readouterr().out.strip()
+    key_id, secret = text.split("-", 2)[1:]
+    assert keys(config, "list") == 0
+    listed = capsys.readouterr().out
+    assert not [word for word in ("never", "active", key_id) if word not in listed]
+    assert secret not in listed
+    assert keys(config, "rotate", key_id, "--grace", "0s") == 0
+    new_id = capsys.readouterr().out.split("-", 2)[1]
+    assert keys(config, "revoke", new_id) == 0
+    states = {key.id: key.state(2e9) for key in SqliteKeyStore(tmp_path / "keys.db").all()}
+    assert states == {key_id: "expired", new_id: "revoked"}
+
+
+def test_what_cannot_be_done_ends_with_the_remedy(
+    config: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert keys(config, "create", "nobody") == 2
+    assert "there are: acme" in capsys.readouterr().err
+    assert keys(config, "revoke", "nobody") == 2
+    with pytest.raises(SystemExit):
+        keys(config, "create", "acme", "--lives", "soon")
+    assert "90d" in capsys.readouterr().err
