@@ -118,7 +118,21 @@ def _state(stats: LaneStats) -> EngineState:
         "cached": stats.pages_cached,
         "leased": stats.pages_leased,
     }
-    return EngineState(stats.running, stats.waiting, stats.preemptions_total, pages)
+    computed = {
+        "prompt": stats.prefilled_total,
+        "completion": stats.generated_total,
+        "reused": stats.cached_total,
+    }
+    return EngineState(
+        running=stats.running,
+        waiting=stats.waiting,
+        preemptions=stats.preemptions_total,
+        pages=pages,
+        batch_sequences=stats.batch_sequences,
+        batch_tokens=stats.batch_tokens,
+        tokens_per_s=stats.tokens_per_s,
+        computed=computed,
+    )
 
 
 def _reporter(log: Log) -> Callable[[str, BaseException], None]:

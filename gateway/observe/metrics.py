@@ -32,6 +32,9 @@ class EngineState:
     batch_sequences: int = 0
     batch_tokens: int = 0
     tokens_per_s: float = 0.0
+    computed: Mapping[str, int] = field(default_factory=dict)
+    """Tokens since the start: prompt tokens (computed), completion tokens (drawn), and reused ones
+    (prompt tokens that the prefix tree had). Whoever they were computed for."""
 
 
 EngineStates = Callable[[], Mapping[str, EngineState]]
@@ -115,13 +118,16 @@ class _Now(Collector):
         running = GaugeMetricFamily("sluice_running_sequences", "Decoding now", labels=["model"])
         waiting = GaugeMetricFamily("sluice_waiting_sequences", "Not yet in", labels=["model"])
         evicted = CounterMetricFamily("sluice_preemptions", "Set back", labels=["model"])
+        work = CounterMetricFamily("sluice_engine_tokens", "Done", labels=["model", "kind"])
         for model, state in self._engine().items():
+            for kind, count in state.computed.items():
+                work.add_metric([model, kind], count)
             running.add_metric([model], state.running)
             waiting.add_metric([model], state.waiting)
             evicted.add_metric([model], state.preemptions)
             for name, count in state.pages.items():
                 pages.add_metric([model, name], count)
-        yield from (pages, running, waiting, evicted)
+        yield from (pages, running, waiting, evicted, work)
 
 
 def _add(family: CounterMetricFamily, counts: Mapping[tuple[str, str], int], unit: float) -> None:

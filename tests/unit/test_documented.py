@@ -44,7 +44,9 @@ def test_every_request_header_that_is_read_is_documented() -> None:
 def test_every_metric_is_documented() -> None:
     card = ModelCard("m", "", 1, 0.0, 0.0, 0)
     rollup = RollUp(Ledger(), Prices([card], card))
-    metrics = Metrics(rollup, lambda: {"m": EngineState(pages={"free": 1})}, lambda: 0)
+    metrics = Metrics(
+        rollup, lambda: {"m": EngineState(pages={"free": 1}, computed={"prompt": 1})}, lambda: 0
+    )
     families = text_string_to_metric_families(metrics.render().decode())
     names = [f.name + ("_total" if f.type == "counter" else "") for f in families]
     assert len(names) > 10

@@ -218,7 +218,7 @@ def test_cumulative_buckets_never_fall_and_end_with_all() -> None:
 def test_metrics_are_the_folded_account() -> None:
     ledger = Ledger()
     rollup = RollUp(ledger, PRICES)
-    states = {"large": EngineState(2, 1, 3, {"free": 7})}
+    states = {"large": EngineState(2, 1, 3, {"free": 7}, computed={"completion": 5})}
     metrics = Metrics(rollup, lambda: states, lambda: 5)
     ledger.append(record("exact"))
     ledger.append(record("large"))
@@ -230,5 +230,6 @@ def test_metrics_are_the_folded_account() -> None:
     assert 'sluice_request_seconds_bucket{le="1.0",origin="exact"} 1.0' in text
     assert 'sluice_kv_pages{model="large",state="free"} 7.0' in text
     assert 'sluice_running_sequences{model="large"} 2.0' in text
+    assert 'sluice_engine_tokens_total{kind="completion",model="large"} 5.0' in text
     assert "sluice_inflight_requests 5.0" in text
     assert len(ledger) == 0
