@@ -7,7 +7,6 @@ is too kind the model itself refuses, and the cascade goes on to the next.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
 from cascade.price import estimate_prompt_tokens
@@ -20,7 +19,8 @@ class Abilities:
 
     context_tokens: int | None = None
     tools: bool = True
-    json_schema: bool = True
+    json: bool = True
+    """Whether it takes a response_format."""
     vision: bool = False
     logprobs: bool = True
     """Whether it reports them when asked: what the judge lives on."""
@@ -32,7 +32,7 @@ def lacking(call: Call, abilities: Abilities) -> str:
     """The first thing that the call needs and the model has not; empty: nothing."""
     wanted = {
         "tools": call.tools is not None and not abilities.tools,
-        "JSON schemas": _wants_schema(call) and not abilities.json_schema,
+        "a response_format": call.response_format is not None and not abilities.json,
         "images": _has_images(call) and not abilities.vision,
         "log-probabilities": call.logprobs and not abilities.logprobs,
         "parameters that we do not know": call.extra is not None and not abilities.extra,
@@ -47,12 +47,6 @@ def _too_long(call: Call, context_tokens: int | None) -> bool:
     return estimate_prompt_tokens(call) + (call.max_tokens or 1) > context_tokens
 
 
-def _wants_schema(call: Call) -> bool:
-    if call.response_format is None:
-        return False
-    return bool(json.loads(call.response_format).get("type") == "json_schema")
-
-
 def _has_images(call: Call) -> bool:
     kinds = {part.kind for message in call.messages for part in message.parts}
-    return bool(kinds - {"text", "refusal"})
+    return bool(kinds - {"text", "refusal", "reasoning"})

@@ -34,7 +34,7 @@ from cascade.conversation import Conversations, Standing, Turn
 from cascade.features import before, question
 from cascade.hold import Hold
 from cascade.judge import holds_whole, judge
-from cascade.price import ExpectedLength, Price, estimate_prompt_tokens
+from cascade.price import ExpectedLength, Price, estimate_held_tokens, estimate_prompt_tokens
 from cascade.routes.base import Candidate, Choice, Question, Route
 from engine.contract import (
     Answer,
@@ -81,7 +81,8 @@ class Team:
 class Cascade:
     """Hands each call to the answerer of its model, or finds out which that is.
 
-    `routes` maps a call's `policy` to its route; any other gets `route`. State: the conversations'
+    `routes` maps a call's `policy` to its route and is asked for each call, so that its owner may
+    add to it; any other policy gets `route`. State: the conversations'
     models and the expected answer lengths, both of this event loop.
     """
 
@@ -94,7 +95,7 @@ class Cascade:
     ) -> None:
         self._models = dict(models)
         self._route = route
-        self._routes = dict(routes or {})
+        self._routes = routes or {}
         self._team = team
         self._conversations = Conversations()
         self._lengths = ExpectedLength()
@@ -114,18 +115,19 @@ class Cascade:
     def _alone(self, call: Call, trail: Trail, route: Route) -> Answer:
         """Without a team there is nothing to weigh: the route is a fixed one."""
         nobody = Candidate("", 0)
-        choice = route.before(Question(call, nobody, nobody))
-        _decide(trail, choice)
+        asked = Question(call, nobody, nobody)
+        choice = route.before(asked)
+        _decide(trail, choice, asked)
         return self._answerer(choice.model)(replace(call, model=choice.model), trail)
 
     async def _cascade(self, call: Call, trail: Trail, route: Route, team: Team) -> Answer:
         started = time.perf_counter()
         asked = await self._question(call, route, team)
         choice = self._forced(asked, team) or route.before(asked)
-        _decide(trail, choice)
+        _decide(trail, choice, asked)
         trail.span("route", started)
         if choice.judged:
-            answer = self._try_small(asked, trail, route)
+            answer = self._try_small(asked, trail, route, team)
         else:
             answer = self._commit(call, trail, choice.model)
         async with aclosing(answer):
@@ -141,12 +143,18 @@ class Cascade:
             vector = await team.embed(call)
             if vector is not None:
                 inputs["embedding"] = vector
-        small, large = (self._candidate(model, call, team) for model in (team.small, team.large))
-        return Question(call, small, large, self._conversations.standing(call), inputs)
+        standing = self._conversations.standing(call)
+        small, large = (
+            self._candidate(model, call, team, standing) for model in (team.small, team.large)
+        )
+        return Question(call, small, large, standing, inputs)
 
-    def _candidate(self, model: str, call: Call, team: Team) -> Candidate:
+    def _candidate(self, model: str, call: Call, team: Team, standing: Standing) -> Candidate:
+        """Whoever answered the last turn holds its prefix: changing the model loses that."""
         price = team.prices.get(model, Price())
         prompt, held = estimate_prompt_tokens(call), team.held(model, call)
+        if standing.model == model:
+            held = max(held, estimate_held_tokens(call))
         cost = price.of(prompt, self._lengths.expect(model, call) * call.n, min(prompt, held))
         return Candidate(model, cost)
 
@@ -174,13 +182,16 @@ class Cascade:
                 self._note(event, call, model)
                 yield event
 
-    async def _try_small(self, asked: Question, trail: Trail, route: Route) -> Answer:
+    async def _try_small(self, asked: Question, trail: Trail, route: Route, team: Team) -> Answer:
         call, model = asked.call, asked.small.model
         hold = Hold(call.n, None if holds_whole(call) else route.hold_tokens)
-        small = self._answerer(model)(replace(call, model=model, logprobs=True), trail)
+        tells = team.abilities.get(model, Abilities()).logprobs
+        small = self._answerer(model)(
+            replace(call, model=model, logprobs=call.logprobs or tells), trail
+        )
         async with aclosing(small):
             choice = await self._judge(asked, small, hold, trail, route)
-            _decide(trail, choice)
+            _decide(trail, choice, asked)
             if choice.model == model:
                 async for event in _resume(hold, small):
                     self._note(event, call, model)
@@ -191,7 +202,7 @@ class Cascade:
         large = self._commit(call, trail, choice.model)
         async with aclosing(large):
             async for event in large:
-                yield _with_waste(event, hold.tokens, model, trail)
+                yield _with_waste(event, hold, model, trail)
 
     async def _judge(
         self, asked: Question, small: Answer, hold: Hold, trail: Trail, route: Route
@@ -228,8 +239,19 @@ class Cascade:
         return answerer
 
 
-def _decide(trail: Trail, choice: Choice) -> None:
-    trail.decisions.append(Decision("cascade", choice.model, choice.reason))
+def _decide(trail: Trail, choice: Choice, asked: Question) -> None:
+    costs = tuple((one.model, one.cost_nano) for one in (asked.small, asked.large) if one.model)
+    trail.decisions.append(
+        Decision(
+            "cascade",
+            choice.model,
+            choice.reason,
+            policy=asked.call.policy,
+            score=choice.score,
+            cut=choice.cut,
+            costs_nano=costs,
+        )
+    )
 
 
 def _tool_turn(standing: Standing, team: Team) -> Choice:
@@ -260,13 +282,13 @@ def _bare(event: Event) -> Event:
     return event
 
 
-def _with_waste(event: Event, held_tokens: int, model: str, trail: Trail) -> Event:
-    """The abandoned attempt was computed for this request too: its tokens, and a prompt again
-    (as long as the large model's, the nearest thing to know of an answer that did not end)."""
-    if not isinstance(event, End) or not held_tokens:
+def _with_waste(event: Event, hold: Hold, model: str, trail: Trail) -> Event:
+    """The abandoned attempt was computed for this request too: its tokens, and a prompt again (of
+    an answer that did not end as long as the large model's, the nearest thing to know of it)."""
+    if not isinstance(event, End) or not hold.tokens:
         return event
     usage = event.usage
-    spent = Usage(usage.prompt_tokens, held_tokens)
+    spent = hold.usage or Usage(usage.prompt_tokens, hold.tokens)
     trail.wasted.append(Waste(model, spent, "abandoned for the large model's answer"))
-    computed = usage.computed_tokens + usage.prompt_tokens + held_tokens
-    return End(replace(usage, computed_tokens=computed))
+    computed = spent.prompt_tokens - spent.cached_tokens + spent.completion_tokens
+    return End(replace(usage, computed_tokens=usage.computed_tokens + computed))

@@ -109,14 +109,21 @@ class Fallbacks:
     """An answerer that asks others in order, until one starts to answer.
 
     Only what may be better elsewhere moves on: an upstream that broke, is full, or is not there. A
-    bad request is bad everywhere, and after Start nothing is tried again."""
+    bad request is bad everywhere, and after Start nothing is tried again. Whoever `can` not do
+    what is asked is no fallback for it; the first is asked in any case, and refuses by itself."""
 
-    def __init__(self, answerers: Sequence[tuple[str, Answerer]]) -> None:
+    def __init__(
+        self,
+        answerers: Sequence[tuple[str, Answerer]],
+        can: Callable[[str, Call], bool] = lambda _name, _call: True,
+    ) -> None:
         assert answerers, "at least one answerer"
-        self._answerers = list(answerers)
+        self._first, *self._rest = answerers
+        self._can = can
 
     async def __call__(self, call: Call, trail: Trail) -> Answer:
-        *others, last = self._answerers
+        able = [one for one in self._rest if self._can(one[0], call)]
+        *others, last = [self._first, *able]
         for name, answerer in others:
             answer = answerer(replace(call, model=name), trail)
             started = False

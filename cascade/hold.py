@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from cascade.judge import Answered
-from engine.contract import Delta, End, Event, Finish, FinishReason, unroll
+from engine.contract import Delta, End, Event, Finish, FinishReason, Usage, unroll
 
 
 @dataclass(slots=True)
@@ -35,7 +35,8 @@ class Hold:
     def __init__(self, choices: int, tokens: int | None) -> None:
         self._choices = [_Choice() for _ in range(choices)]
         self._limit = tokens
-        self._ended = False
+        self.usage: Usage | None = None
+        """What the answer took, if it ended while it was held."""
         self.events: list[Event] = []
 
     def add(self, event: Event) -> None:
@@ -46,14 +47,14 @@ class Hold:
             elif isinstance(part, Finish):
                 self._choices[part.index].finish = part.reason
             elif isinstance(part, End):
-                self._ended = True
+                self.usage = part.usage
 
     @property
     def is_full(self) -> bool:
         """Whether there is enough to judge. An answer whose every choice ended is still held for
         its End, so that usage is never late."""
-        if self._ended or self._limit is None:
-            return self._ended
+        if self.usage is not None or self._limit is None:
+            return self.usage is not None
         waiting = [choice for choice in self._choices if choice.finish is None]
         return bool(waiting) and all(choice.tokens >= self._limit for choice in waiting)
 

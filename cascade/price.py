@@ -8,9 +8,10 @@ floats until they are rounded here.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from engine.contract import Call, Usage
+from engine.contract import Call, Message, Usage
 
 CHARS_PER_TOKEN = 4.0
 """For models whose tokenizer we cannot ask. English prose has 4–5, code and digits 2–3."""
@@ -69,8 +70,21 @@ def estimate_prompt_tokens(call: Call) -> int:
     if call.kind == "text" and not isinstance(call.prompt, str):
         return len(call.prompt)
     chars = len(call.prompt) if call.kind == "text" else 0
-    for message in call.messages:
+    chars += _chars(call.messages) + len(call.tools or "") + len(call.response_format or "")
+    return math.ceil(chars / CHARS_PER_TOKEN)
+
+
+def estimate_held_tokens(call: Call) -> int:
+    """What the model that answered the last turn has in its prefix tree: all up to that answer."""
+    messages = call.messages
+    last = max((at for at, one in enumerate(messages) if one.role == "assistant"), default=-1)
+    chars = _chars(messages[: last + 1]) + len(call.tools or "")
+    return math.floor(chars / CHARS_PER_TOKEN) if last >= 0 else 0
+
+
+def _chars(messages: Sequence[Message]) -> int:
+    chars = 0
+    for message in messages:
         chars += 16 + sum(len(part.body) for part in message.parts)
         chars += sum(len(tool.name) + len(tool.arguments) for tool in message.tool_calls)
-    chars += len(call.tools or "") + len(call.response_format or "")
-    return math.ceil(chars / CHARS_PER_TOKEN)
+    return chars

@@ -240,6 +240,13 @@ class Decision:
     layer: str
     choice: str
     reason: str
+    policy: str = ""
+    """`Call.policy` that it was made under."""
+    score: float | None = None
+    cut: float | None = None
+    """The score decides by being above the cut or not."""
+    costs_nano: tuple[tuple[str, int], ...] = ()
+    """What each candidate was expected to cost, in nano-USD."""
 
 
 @dataclass(frozen=True, slots=True)

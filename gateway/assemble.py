@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 from cache.exact import Exact, Record, Shelf
 from cache.join import Join
 from cache.store.base import Store
-from cascade.directory import Directory
 from engine.contract import Answerer
 from gateway.api import chat, completions, health, models
 from gateway.api.again import remembering
@@ -24,7 +23,6 @@ from gateway.api.endpoint import Edge, Endpoint
 from gateway.api.exchange import Ids
 from gateway.app import Front, build_app
 from gateway.backend import Backend
-from gateway.catalog import Catalog
 from gateway.configure import Loaded
 from gateway.dashboard import page
 from gateway.drain import Drain
@@ -33,9 +31,10 @@ from gateway.observe.ledger import Ledger, LedgerLayer
 from gateway.observe.logs import Log
 from gateway.observe.metrics import Metrics
 from gateway.observe.rollup import Prices, RollUp
+from gateway.parts.cascade import build_auto
 from gateway.parts.exact import Cache, build_cache, exact_terms
 from gateway.parts.tenants import Tenancy, build_tenancy
-from gateway.settings import Settings, Traces
+from gateway.settings import Traces
 from gateway.store_health import StoreHealth
 from gateway.tenants.limits import LimitLayer, Limits
 from gateway.wire.chat import ChatRequest
@@ -67,9 +66,10 @@ def assemble(loaded: Loaded, backend: Backend, log: Log) -> System:
         terms_of=exact_terms(settings.exact, tenancy.roster),
         on_fault=store_health.tell,
     )
-    large = backend.cards[settings.cascade.large]
-    catalog = Catalog(backend.cards, auto=large)
-    onion = _onion(settings, backend.answerers, cache, shelf, limits=tenancy.limits, ledger=ledger)
+    auto = build_auto(settings, backend, log)
+    live.on_tenants(auto.take)
+    catalog, large = auto.catalog, backend.cards[settings.cascade.large]
+    onion = _onion(auto.layer, cache, shelf, limits=tenancy.limits, ledger=ledger)
     answerer, stop_tracing = _traced(settings.traces, onion)
     rollup = RollUp(ledger, Prices(backend.cards.values(), large))
     drain = Drain(settings.server.max_inflight, settings.server.shutdown_grace_s)
@@ -84,6 +84,7 @@ def assemble(loaded: Loaded, backend: Backend, log: Log) -> System:
         drain=drain,
         ids=Ids(secrets.token_hex(6)),
         log=log,
+        policies=auto.policies.notes,
     )
     app = build_app(
         hot={
@@ -121,8 +122,7 @@ def assemble(loaded: Loaded, backend: Backend, log: Log) -> System:
 
 
 def _onion(
-    settings: Settings,
-    answerers: Mapping[str, Answerer],
+    model: Answerer,
     cache: Cache,
     shelf: Shelf,
     *,
@@ -130,7 +130,6 @@ def _onion(
     ledger: Ledger,
 ) -> Answerer:
     """The layers, outermost last. Each wraps the one above it in this list."""
-    model: Answerer = Directory(answerers, auto=settings.cascade.large)
     recorded = Record(shelf, model)
     shared = cache.share(shelf, recorded)
     joined = Join(shared, may_share=shelf.may_share, key=shelf.key)

@@ -1,4 +1,4 @@
-"""What the gateway needs of whoever runs the models: the engine, or a fake in tests."""
+"""What the gateway needs of whoever runs the models: the engine, servers elsewhere, or a fake."""
 
 from __future__ import annotations
 
@@ -36,8 +36,12 @@ class Backend(Protocol):
         ...
 
 
+class CannotLoad(Exception):
+    """A model cannot be served. The text names the setting or directory, and the remedy."""
+
+
 class PlainBackend:
-    """Answerers that need no care of their own: fakes, and remote servers."""
+    """Answerers that need no care of their own: fakes."""
 
     def __init__(self, answerers: Mapping[str, Answerer], cards: Mapping[str, ModelCard]) -> None:
         self.answerers = answerers

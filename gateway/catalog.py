@@ -32,6 +32,13 @@ class ModelCard:
     created: int = 0
     takes_extra: bool = False
     """Whether parameters that we do not know are passed on (a remote server) or refused (ours)."""
+    weights: str = ""
+    """Names what a calibration stands on, whatever the precision and the context. Empty: the
+    fingerprint does."""
+    tools: bool = True
+    json: bool = True
+    vision: bool = False
+    logprobs: bool = True
 
 
 class Place(msgspec.Struct, frozen=True, gc=False):
@@ -42,12 +49,24 @@ class Place(msgspec.Struct, frozen=True, gc=False):
     scope: str
     fingerprint: str
     max_tokens: int | None
+    policy: str = ""
 
 
 class Catalog:
     """The models by name, `auto` among them. Immutable after construction."""
 
-    def __init__(self, cards: Mapping[str, ModelCard], auto: ModelCard | None = None) -> None:
+    def __init__(
+        self,
+        cards: Mapping[str, ModelCard],
+        auto: ModelCard | None = None,
+        *,
+        policies: Mapping[str, str] = MappingProxyType({}),
+        roles: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        """`policies`: tenant → what `auto`'s answers may cost in quality for it (`Call.policy`).
+        `roles`: names that stand for a model where no model has them (small, large)."""
+        self._policies = policies
+        self._roles = roles
         everything = {AUTO: replace(auto, name=AUTO), **cards} if auto else dict(cards)
         self._cards: Mapping[str, ModelCard] = MappingProxyType(everything)
 
@@ -56,7 +75,7 @@ class Catalog:
 
     def card(self, name: str) -> ModelCard:
         """Raises UnknownModel, which names the models that there are."""
-        found = self._cards.get(name)
+        found = self._cards.get(name) or self._cards.get(self._roles.get(name, ""))
         if found is None:
             raise UnknownModel(
                 f"There is no model {name!r}. Models here: {', '.join(self._cards)}.",
@@ -86,7 +105,8 @@ class Catalog:
         if extra is not None and not card.takes_extra:
             raise _unknown_parameter(extra, card.name)
         longest = _clamped(max_tokens, card, tenant)
-        return Place(card.name, scope, card.fingerprint, longest)
+        policy = self._policies.get(tenant.name, "") if card.name == AUTO else ""
+        return Place(card.name, scope, card.fingerprint, longest, policy)
 
 
 def scope_of(tenant: Tenant, user: str | None) -> str | None:

@@ -112,24 +112,23 @@ def _serve(asked: argparse.Namespace, console: Console) -> int:
 def _serve_on(listener: socket.socket, loaded: Loaded, console: Console) -> int:
     settings = loaded.settings
     with console.status("importing the engine") as status:
-        from gateway.engine_backend import CannotLoad, load_backend  # noqa: PLC0415 - 3 s of torch
+        from gateway.assemble import assemble  # noqa: PLC0415
+        from gateway.backend import CannotLoad  # noqa: PLC0415
         from gateway.observe.logs import LineWriter, build_log, wants_json  # noqa: PLC0415
+        from gateway.parts.models import load_models  # noqa: PLC0415 - 3 s of torch
 
         writer = LineWriter(sys.stderr.buffer)
         log = build_log(writer, settings.logs.level, wants_json(settings.logs.format))
         try:
-            backend = load_backend(settings, log, lambda text: status.update(escape(text)))
-        except CannotLoad as error:
+            backend = load_models(
+                settings, os.environ, log, lambda text: status.update(escape(text))
+            )
+            system = assemble(loaded, backend, log)
+        except (CannotLoad, KeyStoreFault) as error:
             writer.close()
             raise _Mendable(str(error)) from None
-    from gateway.assemble import assemble  # noqa: PLC0415
     from gateway.server import build_server, run  # noqa: PLC0415
 
-    try:
-        system = assemble(loaded, backend, log)
-    except KeyStoreFault as error:
-        writer.close()
-        raise _Mendable(str(error)) from None
     port = listener.getsockname()[1]
     server = build_server(
         system.app,
@@ -162,7 +161,7 @@ def _family(host: str) -> socket.AddressFamily:
 
 def _check_paths(settings: Settings) -> None:
     for name, model in settings.models.items():
-        if not (model.path / "config.json").is_file():
+        if model.path is not None and not (model.path / "config.json").is_file():
             raise _Mendable(
                 f"models.{name}.path: {model.path} is not a checkpoint directory (it has no "
                 "config.json). Name a Hugging Face directory with safetensors and a tokenizer."

@@ -253,7 +253,7 @@ def _models(draft: Draft, raw: Any) -> dict[str, shape.Model]:
     for name, table in raw.items():
         base = bundled.get(name)
         given = table
-        if base is not None and isinstance(table, dict) and "path" not in table:
+        if base is not None and isinstance(table, dict) and not {"path", "kind"} & table.keys():
             given = {"path": str(base.path), **table}
         model = _record(draft, ("models", name), given, shape.Model)
         if model is not None:
@@ -312,7 +312,7 @@ def _value(draft: Draft, key: Key, value: Any, wanted: Any) -> Any:
     except msgspec.ValidationError as error:
         draft.wrong(key, _why_not(key, value, wanted, error))
         return None
-    if wanted is Path:
+    if _is_path(wanted) and converted is not None:
         return Path(converted).expanduser()
     return MappingProxyType(converted) if isinstance(converted, dict) else converted
 
@@ -326,11 +326,16 @@ def _why_not(key: Key, value: Any, wanted: Any, error: msgspec.ValidationError) 
 
 def _plain(wanted: Any) -> Any:
     """The type that msgspec converts to: it knows neither Path nor Mapping."""
-    if wanted is Path:
+    if _is_path(wanted):
         return str
     if typing.get_origin(wanted) in {Mapping, dict}:
         return dict[str, str]
     return wanted
+
+
+def _is_path(wanted: Any) -> bool:
+    """Path, or Path | None (null is not a value in TOML)."""
+    return wanted is Path or Path in typing.get_args(wanted)
 
 
 def _unknown(draft: Draft, key: Key, known: list[str]) -> None:

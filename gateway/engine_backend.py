@@ -23,6 +23,7 @@ from engine.loading import LoadError, fingerprint
 from engine.pool import PoolTooSmall
 from engine.runner import use_threads
 from engine.scheduler import Limits
+from gateway.backend import CannotLoad
 from gateway.catalog import ModelCard
 from gateway.observe.logs import Log
 from gateway.observe.metrics import EngineState
@@ -35,10 +36,6 @@ KV_LEAST_BYTES = 256 << 20
 STOP_GRACE_S = 1.0
 
 Progress = Callable[[str], None]
-
-
-class CannotLoad(Exception):
-    """A model cannot be served. The text names the directory and the remedy."""
 
 
 class EngineBackend:
@@ -63,8 +60,9 @@ class EngineBackend:
 
 
 def load_backend(settings: Settings, log: Log, progress: Progress) -> EngineBackend:
-    """Load every configured model. Raises CannotLoad."""
+    """Load every configured model of the engine's kind. Raises CannotLoad."""
     engine = settings.engine
+    paths = own_models(settings)
     use_threads(engine.threads or _threads())
     try:
         limits = Limits(
@@ -73,8 +71,10 @@ def load_backend(settings: Settings, log: Log, progress: Progress) -> EngineBack
             max_waiting=engine.max_waiting,
         )
         specs = {
-            name: ModelSpec(model.path, _dtype(model.dtype), context=model.max_context)
-            for name, model in settings.models.items()
+            name: ModelSpec(
+                path, _dtype(settings.models[name].dtype), context=settings.models[name].max_context
+            )
+            for name, path in paths.items()
         }
         kv_bytes = engine.kv_memory_mib << 20 if engine.kv_memory_mib else _kv_bytes()
         lanes = build_lanes(
@@ -96,12 +96,24 @@ def load_backend(settings: Settings, log: Log, progress: Progress) -> EngineBack
             context=lane.max_tokens,
             price_in=settings.models[name].price_in,
             price_out=settings.models[name].price_out,
-            created=_modified(settings.models[name].path),
+            created=_modified(paths[name]),
+            weights=prints[name],
+            tools=False,
+            json=False,
         )
         for name, lane in lanes.items()
     }
     report = _reporter(log)
     return EngineBackend(Engine(lanes, clock=time.monotonic, report=report), cards)
+
+
+def own_models(settings: Settings) -> dict[str, Path]:
+    """The directories of the models that the engine runs, by name."""
+    return {
+        name: model.path
+        for name, model in settings.models.items()
+        if model.kind == "engine" and model.path is not None
+    }
 
 
 def answers_as(weights: str, dtype: str, longest: int) -> str:

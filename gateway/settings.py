@@ -20,6 +20,8 @@ from cache.namespace import VOLATILE_WORDS
 
 T = TypeVar("T")
 
+CascadePolicy = Literal["fixed", "quality", "budget", "latency"]
+
 BUNDLED = Path(__file__).resolve().parent.parent / "demo"
 """Where the two bundled models lie: beside the packages, in a checkout and in a wheel alike."""
 
@@ -54,18 +56,48 @@ class Server:
 class Model:
     """[models.NAME]: one model that can be asked by NAME."""
 
-    path: Path = field(
-        metadata={"doc": "Hugging Face directory: config.json, *.safetensors, tokenizer.json"}
+    kind: Literal["engine", "openai"] = _set(
+        "engine", "who runs it: the engine in this process, or a server that speaks OpenAI's API"
     )
-    kind: Literal["engine"] = _set("engine", "who runs it: the engine in this process")
+    path: Path | None = _set(  # noqa: RUF009
+        None, "engine: Hugging Face directory: config.json, *.safetensors, tokenizer.json"
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = _set(
-        "auto", "number format of weights and KV; auto takes what the device does fast"
+        "auto", "engine: number format of weights and KV; auto takes what the device does fast"
     )
     max_context: int | None = _set(
-        None, "longest prompt + answer in tokens; unset: the model's own"
+        None, "longest prompt + answer in tokens; unset: the model's own (openai: not checked)"
     )
     price_in: float = _set(0.0, "US dollars per million prompt tokens, for the ledger")
     price_out: float = _set(0.0, "US dollars per million answer tokens, for the ledger")
+    base_url: str | None = _set(None, "openai: where the API is, as https://host/v1")
+    model: str | None = _set(None, "openai: the model's name there; unset: NAME")
+    api_key_env: str | None = _set(
+        None, "openai: environment variable that holds the key; unset: none is sent"
+    )
+    headers: Mapping[str, str] = field(
+        default_factory=lambda: MappingProxyType({}),
+        metadata={"doc": "openai: more headers; the value env:NAME is read from the environment"},
+    )
+    allow_private: bool = _set(
+        False, "openai: may base_url be at a private address, such as this machine"
+    )
+    connect_timeout_s: float = _set(5.0, "openai: time to connect")
+    first_byte_timeout_s: float = _set(120.0, "openai: time until the answer begins")
+    between_bytes_timeout_s: float = _set(60.0, "openai: longest silence within an answer")
+    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = _set(
+        "max_tokens", "openai: what the server calls the longest answer of a chat"
+    )
+    http2: bool = _set(False, "openai: many requests over one connection (needs the package h2)")
+    fallbacks: tuple[str, ...] = _set(
+        (), "models that are asked, in order, when this one fails before its answer begins"
+    )
+    tools: bool | None = _set(None, "openai: can it call tools; unset: yes")
+    json: bool | None = _set(None, "openai: does it take response_format; unset: yes")
+    vision: bool | None = _set(None, "openai: can it see images; unset: no")
+    logprobs: bool | None = _set(
+        None, "openai: does it report log-probabilities, which the cascade judges by; unset: yes"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +119,33 @@ class Cascade:
 
     small: str = _set("small", "the cheap model's name")
     large: str = _set("large", "the good model's name; the ledger counts at its price")
-    policy: Literal["fixed"] = _set("fixed", "how auto chooses; fixed: always the large model")
+    policy: CascadePolicy = _set(  # noqa: RUF009
+        "quality",
+        "how auto chooses; quality: small wherever the promise allows it (uncalibrated: where it "
+        "is plainly sure); budget: the limit's worth of large; latency: quality, but small while "
+        "large is too slow; fixed: always large",
+    )
+    policy_file: Path | None = _set(  # noqa: RUF009
+        None,
+        "calibrated policy of all tenants; unset: FOLDER/TENANT.json, as sluice calibrate writes "
+        "it, or the one that comes with the bundled models",
+    )
+    folder: Path = _set(  # noqa: RUF009
+        Path(".sluice/cascade"), "where calibrated policies and collected labels are kept"
+    )
+    target: float = _set(0.01, "quality that may be lost against always-large; 0.01 is one point")
+    delta: float = _set(0.1, "how probably the target may be missed: 0.1 is confidence 90 %")
+    hold_tokens: int = _set(
+        32, "tokens of small that sluice calibrate lets the judge see before they go out; 0: all"
+    )
+    max_large_share: float | None = _set(None, "budget: share of calls that may go to large")
+    usd_per_day: float | None = _set(None, "budget: US dollars a day that large may cost")
+    ttft_objective_s: float = _set(2.0, "latency: large is too slow above this time to first token")
+    shadow_share: float = _set(
+        0.0,
+        "share of auto's requests that both models answer again in idle time, to learn from; their "
+        "text is kept in FOLDER",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +272,21 @@ class Tenant:
         None,
         "its own promise; 0: no semantic cache for it; unset: as [cache.semantic] says",
         inherits="cache.semantic.max_error",
+    )
+    cascade_policy: CascadePolicy | None = _set(  # noqa: RUF009
+        None, "how auto chooses; unset: as [cascade] says", inherits="cascade.policy"
+    )
+    cascade_policy_file: Path | None = _set(  # noqa: RUF009
+        None, "its calibrated policy; unset: as [cascade] says", inherits="cascade.policy_file"
+    )
+    max_large_share: float | None = _set(
+        None, "its own budget; unset: as [cascade] says", inherits="cascade.max_large_share"
+    )
+    usd_per_day: float | None = _set(
+        None, "its own budget; unset: as [cascade] says", inherits="cascade.usd_per_day"
+    )
+    shadow_share: float | None = _set(
+        None, "its own share; unset: as [cascade] says", inherits="cascade.shadow_share"
     )
 
     @property

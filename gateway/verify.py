@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from typing import Any
 from urllib.parse import urlsplit
 
-from gateway.settings import BUNDLED_EMBEDDER, Settings, Tenant
+from gateway.settings import BUNDLED_EMBEDDER, Cascade, Model, Settings, Tenant
 
 Key = tuple[str | int, ...]
 Finding = tuple[Key, str]
@@ -23,6 +23,11 @@ Finding = tuple[Key, str]
 AUTO = "auto"
 DEVICES = ("auto", "cpu")
 """What the engine can be asked to run on."""
+UPSTREAM_ONLY = (
+    "base_url", "model", "api_key_env", "headers", "allow_private", "connect_timeout_s",
+    "first_byte_timeout_s", "between_bytes_timeout_s", "max_tokens_field", "http2", "tools",
+    "json", "vision", "logprobs",
+)  # fmt: skip
 REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+cluster", "rediss+cluster")
 MOST_ERROR = 0.5
 """A semantic cache that may be wrong more often than this needs no promise."""
@@ -38,6 +43,7 @@ def impossibilities(settings: Settings) -> Iterator[Finding]:
     yield from _numbers(settings)
     yield from _engine(settings)
     yield from _models(settings)
+    yield from _cascade(settings)
     yield from _stores(settings)
     yield from _semantic(settings)
     yield from _traces(settings)
@@ -95,6 +101,7 @@ def _finite(settings: Settings) -> Iterator[Finding]:
     """TOML can write nan and inf, which pass every comparison that they should not."""
     tables: list[tuple[Key, Any]] = [(("server",), settings.server)]
     tables += [(("cache", "exact"), settings.exact), (("cache", "semantic"), settings.semantic)]
+    tables += [(("cascade",), settings.cascade)]
     tables += [(("models", name), model) for name, model in settings.models.items()]
     tables += [(("tenants", index), tenant) for index, tenant in enumerate(settings.tenants)]
     for key, table in tables:
@@ -146,11 +153,108 @@ def _models(settings: Settings) -> Iterator[Finding]:
             yield ("models", name), "prices must not be negative"
         if model.max_context is not None and model.max_context <= 0:
             yield ("models", name, "max_context"), "must be above 0"
+        if model.kind == "openai":
+            yield from _upstream(name, model)
+        else:
+            yield from _own(name, model)
+        yield from _fallbacks(name, model, settings)
     for place in ("small", "large"):
         named = getattr(settings.cascade, place)
         if named not in settings.models:
             known = ", ".join(sorted(settings.models))
             yield ("cascade", place), f"no model is named {named!r}; there are: {known}"
+
+
+def _cascade(settings: Settings) -> Iterator[Finding]:
+    cascade = settings.cascade
+    yield from _shares(("cascade",), cascade)
+    for name, least in (("target", 0.0), ("delta", 0.002)):
+        if not least < getattr(cascade, name) < 1:
+            yield ("cascade", name), f"must lie between {least:g} and 1"
+    if cascade.hold_tokens < 0:
+        yield ("cascade", "hold_tokens"), "must not be negative; 0 holds the whole answer"
+    if cascade.ttft_objective_s <= 0:
+        yield ("cascade", "ttft_objective_s"), "must be above 0"
+    for index, tenant in enumerate(settings.tenants):
+        key: Key = ("tenants", index)
+        yield from _shares(key, tenant)
+        if (tenant.cascade_policy or cascade.policy) == "budget" and not _has_one_limit(
+            tenant, cascade
+        ):
+            yield (
+                (*key, "cascade_policy") if tenant.cascade_policy else ("cascade", "policy"),
+                f"budget needs one limit for tenant {tenant.name!r}: set max_large_share or "
+                "usd_per_day",
+            )
+
+
+def _has_one_limit(tenant: Tenant, cascade: Cascade) -> bool:
+    own = (tenant.max_large_share, tenant.usd_per_day)
+    limits = (
+        own
+        if any(one is not None for one in own)
+        else (cascade.max_large_share, cascade.usd_per_day)
+    )
+    return sum(one is not None for one in limits) == 1
+
+
+def _shares(key: Key, table: Cascade | Tenant) -> Iterator[Finding]:
+    for name in ("max_large_share", "shadow_share"):
+        value = getattr(table, name)
+        if value is not None and not 0 <= value <= 1:
+            yield (*key, name), f"is a share, from 0 to 1; got {value}"
+    if table.usd_per_day is not None and table.usd_per_day <= 0:
+        yield (*key, "usd_per_day"), f"must be above 0; got {table.usd_per_day}"
+
+
+def _own(name: str, model: Model) -> Iterator[Finding]:
+    """A model of the engine: what belongs to a server elsewhere has no meaning."""
+    if model.path is None:
+        doc = "a Hugging Face directory (config.json, *.safetensors, tokenizer.json)"
+        yield (
+            ("models", name),
+            f'path is missing: {doc}; or set kind = "openai" and base_url for a server elsewhere',
+        )
+    plain = Model()
+    for key in UPSTREAM_ONLY:
+        if getattr(model, key) != getattr(plain, key):
+            yield ("models", name, key), 'is for kind = "openai"; leave it out of an engine model'
+
+
+def _upstream(name: str, model: Model) -> Iterator[Finding]:
+    key: Key = ("models", name)
+    for engine_only in ("path", "dtype"):
+        if getattr(model, engine_only) != getattr(Model(), engine_only):
+            yield (*key, engine_only), f'is for the engine; {name} has kind = "openai"'
+    if model.base_url is None:
+        yield key, "base_url is missing: where the API is, as https://host/v1"
+    elif not _is_http(model.base_url):
+        yield (*key, "base_url"), f"must be http:// or https:// and a host; got {model.base_url!r}"
+    for timeout in ("connect_timeout_s", "first_byte_timeout_s", "between_bytes_timeout_s"):
+        if getattr(model, timeout) <= 0:
+            yield (*key, timeout), f"must be above 0; got {getattr(model, timeout)}"
+    if any(header.lower() == "authorization" for header in model.headers):
+        yield (*key, "headers"), "name the key's environment variable in api_key_env instead"
+    if model.http2 and find_spec("h2") is None:
+        yield (*key, "http2"), "needs a package more: pip install h2"
+
+
+def _is_http(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
+def _fallbacks(name: str, model: Model, settings: Settings) -> Iterator[Finding]:
+    others = sorted(set(settings.models) - {name})
+    for other in model.fallbacks:
+        if other not in others:
+            yield (
+                ("models", name, "fallbacks"),
+                f"{other!r} is not another model; there are: {', '.join(others) or 'none'}",
+            )
 
 
 def _stores(settings: Settings) -> Iterator[Finding]:

@@ -9,7 +9,7 @@ counts (budget) or looks at the clock or the load (latency), and those are injec
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
@@ -51,11 +51,17 @@ class Question:
 @dataclass(frozen=True, slots=True)
 class Choice:
     """The model that is to answer, and why, for people. `judged`: its first tokens are held back
-    and the route is asked again; a final choice never is."""
+    and the route is asked again; a final choice never is. A `score` above the `cut` means large."""
 
     model: str
     reason: str
     judged: bool = False
+    score: float | None = None
+    cut: float | None = None
+
+    def at(self, score: float, cut: float) -> Choice:
+        """The same choice, with the numbers that made it."""
+        return replace(self, score=score, cut=cut)
 
 
 class Route(Protocol):

@@ -140,10 +140,11 @@ class Budget:
         self._gains.append(gain)
         told = f"{self.name}: gain {gain:+.3f}, cut {cut:+.3f}; {question.costs}"
         if gain <= cut:
-            return Choice(question.small.model, told)
+            return Choice(question.small.model, told).at(gain, cut)
         if not self._meter.try_spend(question.large.cost_nano):
-            return Choice(question.small.model, f"{told}; the budget is spent for now")
-        return Choice(question.large.model, told)
+            spent = f"{told}; the budget is spent for now"
+            return Choice(question.small.model, spent).at(gain, cut)
+        return Choice(question.large.model, told).at(gain, cut)
 
     def after(self, question: Question, verdicts: tuple[Verdict, ...]) -> Choice:  # noqa: ARG002
         raise AssertionError("a budget decides before token 1")

@@ -95,8 +95,8 @@ class Quality:
         told = f"{self.name}: {seen}, cut {limit:+.3f}; {question.costs}"
         if estimate.score > limit:
             stays = "; the conversation stays" if with_large else ""
-            return Choice(question.large.model, told + stays)
-        return Choice(question.small.model, told, judged)
+            return Choice(question.large.model, told + stays).at(estimate.score, limit)
+        return Choice(question.small.model, told, judged).at(estimate.score, limit)
 
     def after(self, question: Question, verdicts: tuple[Verdict, ...]) -> Choice:
         judge = self.scorer.judge
@@ -110,6 +110,7 @@ class Quality:
             for verdict in verdicts
         )
         told = f"{self.name}: judged score {score:+.3f}, cut {self.cut.threshold:+.3f}"
-        if score > self.cut.threshold:
-            return Choice(question.large.model, f"{told}, escalated; {question.costs}")
-        return Choice(question.small.model, f"{told}, kept; {question.costs}")
+        kept = Choice(question.small.model, f"{told}, kept; {question.costs}")
+        escalated = Choice(question.large.model, f"{told}, escalated; {question.costs}")
+        made = escalated if score > self.cut.threshold else kept
+        return made.at(score, self.cut.threshold)

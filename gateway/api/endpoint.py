@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import msgspec
@@ -35,6 +35,7 @@ from gateway.observe.logs import Log
 from gateway.settings import Server, Tenant
 from gateway.tenants.keys import Keys
 from gateway.tenants.limits import Limits
+from gateway.verify import AUTO
 from gateway.wire.collect import collect
 from gateway.wire.headers import directives_of, server_timing, tags_of, traceparent_of
 from gateway.wire.render import DONE, ChunkWriter, Look, Surface, whole
@@ -75,6 +76,8 @@ class Edge:
     drain: Drain
     ids: Ids
     log: Log
+    policies: Mapping[str, bytes]
+    """Tenant → the Sluice-Policy header of `auto`'s answers."""
 
 
 class Endpoint:
@@ -119,6 +122,8 @@ class Endpoint:
         trail = self._trail(exchange, tenant)
         calls = asked.calls(self._place(exchange, asked, tenant, trail))
         first = calls[0]
+        if first.model == AUTO:
+            exchange.policy = edge.policies.get(tenant.name, b"")
         look = Look(first.fingerprint, first.n * len(calls), first.logprobs, asked.include_usage)
         several = len(calls) > 1 and edge.limits.watches(tenant.name)
         if several:

@@ -67,6 +67,7 @@ class Exchange:
         "head_sent",
         "id",
         "limits",
+        "policy",
         "receive",
         "start",
         "started",
@@ -94,6 +95,8 @@ class Exchange:
         self._heartbeat: Heartbeat | None = None
         self.tenant = ""
         self.limits: Headers = []
+        self.policy = b""
+        """How `auto` chose, for Sluice-Policy; empty where a model was named."""
         self.trail: Trail | None = None
         self.start: Start | None = None
         self.usage: Usage | None = None
@@ -203,6 +206,8 @@ class Exchange:
         if self.start is not None:
             headers.append((b"sluice-origin", _safe(self.start.origin)))
             headers.append((b"sluice-model", _safe(self.start.model)))
+        if self.policy:
+            headers.append((b"sluice-policy", self.policy))
         return headers
 
     def _story(self) -> Headers:

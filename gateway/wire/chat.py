@@ -150,6 +150,7 @@ def call_of(request: ChatRequest, extra: Json | None, place: Place) -> Call:
         model=place.model,
         scope=place.scope,
         fingerprint=place.fingerprint,
+        policy=place.policy,
         messages=tuple([_message(message, i) for i, message in enumerate(request.messages)]),
         sampling=sampling_of(request),
         n=request.n or 1,

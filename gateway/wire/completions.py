@@ -64,6 +64,7 @@ def calls_of(request: CompletionRequest, extra: Json | None, place: Place) -> tu
             model=place.model,
             scope=place.scope,
             fingerprint=place.fingerprint,
+            policy=place.policy,
             prompt=prompt,
             sampling=sampling,
             n=request.n or 1,

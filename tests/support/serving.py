@@ -21,7 +21,7 @@ from gateway.catalog import ModelCard
 from gateway.configure import Loaded
 from gateway.observe.logs import LineWriter, build_log
 from gateway.server import DrainingServer, build_server
-from gateway.settings import ExactCache, Keys, Model, Server, Settings, Tenant
+from gateway.settings import Cascade, ExactCache, Keys, Model, Server, Settings, Tenant
 from tests.support.fake import FakeModel
 
 NOWHERE = Path("nowhere")
@@ -33,6 +33,7 @@ def settings_for_tests(**changes: Any) -> Settings:
     plain = Settings(
         server=Server(port=0, shutdown_grace_s=2.0),
         models={"small": Model(path=NOWHERE), "large": Model(path=NOWHERE)},
+        cascade=Cascade(folder=NOWHERE),
         exact=ExactCache(store="memory://"),
         keys=Keys(store="memory://"),
         tenants=(Tenant(name="default"),),

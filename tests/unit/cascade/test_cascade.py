@@ -236,7 +236,11 @@ async def test_without_a_team_the_route_is_fixed() -> None:
     ("fields", "abilities", "lack"),
     [
         ({"tools": Json("[]")}, Abilities(tools=False), "tools"),
-        ({"response_format": Json('{"type":"json_schema"}')}, Abilities(json_schema=False), "JSON"),
+        (
+            {"response_format": Json('{"type":"json_schema"}')},
+            Abilities(json=False),
+            "response_format",
+        ),
         ({"max_tokens": 100}, Abilities(context_tokens=50), "context"),
         ({"logprobs": True}, Abilities(logprobs=False), "log-prob"),
         ({"extra": Json("{}")}, Abilities(), "parameters"),

@@ -71,7 +71,7 @@ max_inflight = "many"
 ttl_s = 1
 
 [models.small]
-kind = "openai"
+kind = "vllm"
 
 [[tenants]]
 rpm = 5

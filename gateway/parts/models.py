@@ -1,0 +1,130 @@
+"""[models.*] → everything that can be asked by name: the engine's models and those elsewhere.
+
+torch is imported only where the engine has a model, the HTTP client only where a server elsewhere
+is named: a gateway in front of two remote models starts in a second and needs neither.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Protocol
+
+from cascade.ability import Abilities, lacking
+from cascade.guard import Fallbacks
+from engine.contract import Answerer, Call
+from gateway.backend import Backend
+from gateway.catalog import ModelCard
+from gateway.observe.logs import Log
+from gateway.observe.metrics import EngineState
+from gateway.settings import Settings
+
+Progress = Callable[[str], None]
+
+
+class _Elsewhere(Protocol):
+    """parts/upstreams.py, without importing it."""
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+
+class Models:
+    """A backend made of both kinds. Either may be missing, not both."""
+
+    def __init__(
+        self,
+        own: Backend | None,
+        elsewhere: _Elsewhere | None,
+        answerers: Mapping[str, Answerer],
+        cards: Mapping[str, ModelCard],
+    ) -> None:
+        self._own = own
+        self._elsewhere = elsewhere
+        self.answerers = answerers
+        self.cards = cards
+
+    async def start(self) -> None:
+        for part in (self._own, self._elsewhere):
+            if part is not None:
+                await part.start()
+
+    async def stop(self) -> None:
+        for part in (self._elsewhere, self._own):
+            if part is not None:
+                await part.stop()
+
+    def states(self) -> Mapping[str, EngineState]:
+        return self._own.states() if self._own else {}
+
+    def problem(self) -> str | None:
+        """A server elsewhere that is away makes nobody unready: others, and the caches, answer."""
+        return self._own.problem() if self._own else None
+
+
+def load_models(
+    settings: Settings, environ: Mapping[str, str], log: Log, progress: Progress
+) -> Backend:
+    """Raises CannotLoad, before the gateway listens."""
+    kinds = {model.kind for model in settings.models.values()}
+    answerers: dict[str, Answerer] = {}
+    cards: dict[str, ModelCard] = {}
+    elsewhere, own = None, None
+    if "openai" in kinds:  # first: a key that is missing is found before weights are read
+        from gateway.parts.upstreams import Upstreams  # noqa: PLC0415
+
+        elsewhere = Upstreams(settings, environ, log)
+        answerers |= elsewhere.answerers
+        cards |= elsewhere.cards
+    if "engine" in kinds:
+        from gateway.engine_backend import load_backend  # noqa: PLC0415
+
+        own = load_backend(settings, log, progress)
+        answerers |= own.answerers
+        cards |= own.cards
+    named = {name: answerers[name] for name in settings.models}
+    return Models(own, elsewhere, with_fallbacks(settings, named, cards), _told(settings, cards))
+
+
+def abilities_of(card: ModelCard) -> Abilities:
+    return Abilities(
+        context_tokens=card.context,
+        tools=card.tools,
+        json=card.json,
+        vision=card.vision,
+        logprobs=card.logprobs,
+        extra=card.takes_extra,
+    )
+
+
+def with_fallbacks(
+    settings: Settings, answerers: Mapping[str, Answerer], cards: Mapping[str, ModelCard]
+) -> dict[str, Answerer]:
+    """Fallbacks are asked as they are: theirs are not followed, so that no circle can be drawn."""
+    abilities = {name: abilities_of(card) for name, card in cards.items()}
+
+    def can(name: str, call: Call) -> bool:
+        return not lacking(call, abilities[name])
+
+    wrapped = dict(answerers)
+    for name, model in settings.models.items():
+        if model.fallbacks:
+            chain = [(one, answerers[one]) for one in (name, *model.fallbacks)]
+            wrapped[name] = Fallbacks(chain, can)
+    return wrapped
+
+
+def _told(settings: Settings, cards: Mapping[str, ModelCard]) -> dict[str, ModelCard]:
+    """Cards in the order of the settings. Whoever may answer in a model's place is in its
+    fingerprint, so that another chain of fallbacks means other cache keys."""
+    told = {}
+    for name, model in settings.models.items():
+        card = cards[name]
+        if model.fallbacks:
+            prints = " ".join(cards[one].fingerprint for one in (name, *model.fallbacks))
+            digest = hashlib.blake2b(prints.encode(), digest_size=16).hexdigest()
+            card = replace(card, fingerprint=digest)
+        told[name] = card
+    return told

@@ -1,0 +1,143 @@
+"""[models.*]: models of the engine's and models elsewhere, and what is told when they cannot be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cascade.ability import Abilities
+from engine.contract import Call, Json, Start, Trail, UpstreamFailed
+from gateway.backend import CannotLoad
+from gateway.catalog import ModelCard
+from gateway.configure import BadSettings, load
+from gateway.parts.models import abilities_of, load_models, with_fallbacks
+from gateway.parts.upstreams import card_of, upstream_of
+from gateway.settings import Model, Settings
+from tests.support.fake import FakeModel
+from tests.support.routing import chat
+
+FAR = Model(kind="openai", base_url="https://api.example.com/v1")
+
+
+def problems(tmp_path: Path, text: str) -> list[str]:
+    path = tmp_path / "sluice.toml"
+    path.write_text(text)
+    with pytest.raises(BadSettings) as raised:
+        load(path)
+    return [str(problem) for problem in raised.value.problems]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('[models.far]\nkind = "openai"\n', "models.far: base_url is missing"),
+        (
+            '[models.far]\nkind = "openai"\nbase_url = "api"\n',
+            ":3: models.far.base_url: must be ht",
+        ),
+        (
+            '[models.far]\npath = "/m"\nbase_url = "http://x"\n',
+            ":3: models.far.base_url: is for kind",
+        ),
+        ("[models.far]\nprice_in = 1.0\n", "models.far: path is missing"),
+        (
+            '[models.far]\nkind = "openai"\nbase_url = "http://x"\nconnect_timeout_s = 0\n',
+            ":4: models.far.connect_timeout_s: must be above 0",
+        ),
+        (
+            '[models.far]\nkind = "openai"\nbase_url = "http://x"\nfallbacks = ["far"]\n',
+            "models.far.fallbacks: 'far' is not another model",
+        ),
+        (
+            '[models.far]\nkind = "openai"\nbase_url = "http://x"\n'
+            '[models.far.headers]\nAuthorization = "x"\n',
+            "models.far.headers: name the key's environment variable in api_key_env",
+        ),
+        (
+            '[models.far]\nkind = "openai"\npath = "/m"\nbase_url = "http://x"\n',
+            "is for the engine",
+        ),
+    ],
+)
+def test_a_model_that_cannot_be_is_told_with_its_line_and_the_remedy(
+    tmp_path: Path, text: str, told: str
+) -> None:
+    text += '[cascade]\nsmall = "far"\nlarge = "far"\n'
+    assert any(told in problem for problem in problems(tmp_path, text))
+
+
+def test_a_bundled_name_may_be_given_to_a_server_elsewhere(tmp_path: Path) -> None:
+    path = tmp_path / "sluice.toml"
+    path.write_text(
+        "[models.small]\n[models.large]\n"
+        'kind = "openai"\nbase_url = "https://api.example.com/v1"\nmodel = "gpt"\n'
+    )
+    models = load(path).settings.models
+    assert models["small"].path is not None
+    assert models["large"].path is None
+
+
+def test_a_key_that_is_not_in_the_environment_stops_the_start() -> None:
+    model = Model(kind="openai", base_url="https://x", api_key_env="FAR_KEY")
+    with pytest.raises(
+        CannotLoad, match=r"models\.far: the environment variable FAR_KEY is not set"
+    ):
+        upstream_of("far", model, {})
+    assert upstream_of("far", model, {"FAR_KEY": "sk-1"}).api_key == "sk-1"
+    headed = Model(kind="openai", base_url="https://x", headers={"X-Org": "o", "X-Key": "env:KEY"})
+    assert upstream_of("far", headed, {"KEY": "s"}).headers == (("x-org", "o"), ("x-key", "s"))
+    with pytest.raises(CannotLoad, match="KEY is not set"):
+        upstream_of("far", headed, {})
+
+
+def test_a_private_address_stops_the_start_unless_it_is_allowed() -> None:
+    local = Model(kind="openai", base_url="http://127.0.0.1:9/v1")
+    settings = Settings(models={"far": local})
+    with pytest.raises(CannotLoad, match="allow_private = true"):
+        load_models(settings, {}, None, lambda _: None)  # type: ignore[arg-type]
+
+
+def test_remote_models_alone_need_no_engine() -> None:
+    loaded = load_models(Settings(models={"far": FAR}), {}, None, lambda _: None)  # type: ignore[arg-type]
+    assert list(loaded.answerers) == ["far"]
+    assert loaded.states() == {}
+    assert loaded.problem() is None
+
+
+def test_what_a_remote_model_can_comes_from_the_settings() -> None:
+    assert abilities_of(card_of("far", FAR)) == Abilities(extra=True)
+    narrow = Model(kind="openai", base_url="https://x", tools=False, json=False, vision=True,
+                   logprobs=False, max_context=9)  # fmt: skip
+    expected = Abilities(9, tools=False, json=False, vision=True, logprobs=False, extra=True)
+    assert abilities_of(card_of("far", narrow)) == expected
+
+
+def test_a_fingerprint_is_of_the_place_and_the_name_there() -> None:
+    other = Model(kind="openai", base_url="https://api.example.com/v1", model="b")
+    prints = {card_of(name, model).fingerprint for name, model in (("a", FAR), ("c", other))}
+    assert len(prints) == 2
+    assert card_of("b", FAR).fingerprint == card_of("x", other).fingerprint
+
+
+async def _origin(answerer: Any, call: Call) -> str:
+    events = [event async for event in answerer(call, Trail("r"))]
+    assert isinstance(events[0], Start)
+    return events[0].origin
+
+
+async def test_a_fallback_answers_for_a_model_that_fails_unless_it_cannot() -> None:
+    broken = FakeModel(name="far", error=UpstreamFailed("gone"))
+    plain, able = FakeModel(name="plain"), FakeModel(name="able")
+    models = {"far": Model(kind="openai", base_url="https://x", fallbacks=("plain", "able"))}
+    settings = Settings(models={**models, "plain": FAR, "able": FAR})
+    cards = {
+        "far": ModelCard("far", "1"),
+        "plain": ModelCard("plain", "2", tools=False),
+        "able": ModelCard("able", "3"),
+    }
+    wrapped = with_fallbacks(settings, {"far": broken, "plain": plain, "able": able}, cards)
+    assert await _origin(wrapped["far"], chat("Hi")) == "plain"
+    assert await _origin(wrapped["far"], chat("Hi", tools=Json("[]"))) == "able"
+    assert wrapped["plain"] is plain
