@@ -1,6 +1,7 @@
 """Tokens per second on the CPU: this engine beside transformers, on the same model in one run.
 
     python -m bench.engine [CHECKPOINT ...] [--streams 1,8,32] [--threads 2] [--dtype bfloat16]
+    python -m bench.engine --shape 8b --shape 0.6b          on a GPU instead: see engine_gpu.py
 
 Streams are ragged, as a server's are: prompts of 16 to 400 tokens, answers of 16 to 200, all handed
 over at once, drawn from one seed. Three ways to answer them, interleaved, medians of the repeats:
@@ -297,13 +298,24 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--only-engine", action="store_true")
-    parser.add_argument("--json", type=Path, default=RESULTS)
+    parser.add_argument("--json", type=Path)
+    gpu = parser.add_argument_group("on a GPU (bench/engine_gpu.py)")
+    gpu.add_argument("--shape", action="append", choices=["8b", "0.6b", "tiny"])
+    gpu.add_argument("--rows", default="start,single,batch,shared,ttft")
+    gpu.add_argument("--profile", action="store_true", help="say where the GPU's time goes")
     return parser.parse_args()
 
 
 def main() -> None:
     warnings.simplefilter("ignore")
     options = read_options()
+    if options.shape:
+        from bench.engine_gpu import RESULTS as GPU_RESULTS
+        from bench.engine_gpu import run
+
+        options.json = options.json or GPU_RESULTS
+        return run(options)
+    options.json = options.json or RESULTS
     use_threads(options.threads)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -314,6 +326,7 @@ def main() -> None:
     options.json.write_text(
         json.dumps({**settings, "rows": [asdict(row) for row in rows]}, indent=2)
     )
+    return None
 
 
 if __name__ == "__main__":

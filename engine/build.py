@@ -7,6 +7,7 @@ hold the same amount of conversation, whatever a token costs in it.
 
 from __future__ import annotations
 
+import importlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,8 +15,11 @@ from pathlib import Path
 
 import torch
 
+from engine.cuda.card import check_budget, dtype_on_gpu, kv_room, room_for
+from engine.cuda.weights import Product
 from engine.lane import Lane
 from engine.loading import BrokenFile, Checkpoint, load_decoder, read_checkpoint
+from engine.models.decoder import Decoder
 from engine.pool import PoolTooSmall, make_pool, num_pages_for, page_bytes
 from engine.runner import CpuRunner, cpu_attention, dtype_for
 from engine.scheduler import Limits, Scheduler
@@ -23,6 +27,8 @@ from engine.sequence import Runner
 from engine.template import BadTemplate
 from engine.text import BadTokenizer, Text
 from radix import PageAllocator, RadixTree
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,19 +55,21 @@ class _Plan:
 def build_lanes(
     specs: Mapping[str, ModelSpec],
     *,
-    kv_bytes: int,
+    kv_bytes: int | None,
     page_size: int = 16,
     limits: Limits | None = None,
+    device: torch.device = CPU,
     clock: Callable[[], float] = time.monotonic,
     progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Lane]:
     """Load every model; all are looked through before the first weight is read.
 
-    `progress` is told what is being loaded, in words for a person. Raises LoadError or
-    PoolTooSmall.
+    `kv_bytes` None, on a GPU: what is free there beside the models. `progress` is told what is
+    being loaded, in words for a person. Raises LoadError, PoolTooSmall or NoDevice.
     """
     limits = limits or Limits()
-    plans = {name: _look(spec, page_size) for name, spec in specs.items()}
+    plans = {name: _look(spec, page_size, device) for name, spec in specs.items()}
+    kv_bytes = _budget(plans, kv_bytes, limits, device)
     shares = split_bytes(
         kv_bytes, {name: (specs[name].kv_weight, plan.page_bytes) for name, plan in plans.items()}
     )
@@ -75,9 +83,29 @@ def build_lanes(
             num_pages=pages[name],
             page_size=page_size,
             limits=limits,
+            device=device,
             clock=clock,
         )
     return lanes
+
+
+def _budget(
+    plans: Mapping[str, _Plan], kv_bytes: int | None, limits: Limits, device: torch.device
+) -> int:
+    """The bytes for keys and values that fit."""
+    if device.type == "cpu":
+        assert kv_bytes is not None, "on a CPU the caller says how much"
+        return kv_bytes
+    rooms = {
+        name: room_for(
+            plan.checkpoint.config, plan.dtype, limits.max_batched_tokens, limits.max_running
+        )
+        for name, plan in plans.items()
+    }
+    if kv_bytes is None:
+        return kv_room(device, rooms)
+    check_budget(device, rooms, kv_bytes)
+    return kv_bytes
 
 
 def split_bytes(kv_bytes: int, models: Mapping[str, tuple[float, int]]) -> dict[str, int]:
@@ -112,13 +140,14 @@ def make_lane(
     )
 
 
-def _look(spec: ModelSpec, page_size: int) -> _Plan:
+def _look(spec: ModelSpec, page_size: int, device: torch.device) -> _Plan:
     checkpoint = read_checkpoint(spec.directory, context=spec.context)
     try:
         text = Text.load(spec.directory)
     except (BadTokenizer, BadTemplate) as error:
         raise BrokenFile(str(error)) from error
-    dtype = spec.dtype or dtype_for(checkpoint.dtype)
+    fast = dtype_for if device.type == "cpu" else dtype_on_gpu
+    dtype = spec.dtype or fast(checkpoint.dtype)
     return _Plan(checkpoint, text, dtype, page_bytes(checkpoint.config, page_size, dtype))
 
 
@@ -136,25 +165,42 @@ def _lane(
     num_pages: int,
     page_size: int,
     limits: Limits,
+    device: torch.device,
     clock: Callable[[], float],
 ) -> Lane:
-    config = plan.checkpoint.config
-    decoder = load_decoder(plan.checkpoint, plan.dtype)
-    pool = make_pool(config, page_size=page_size, num_pages=num_pages, dtype=plan.dtype)
-    runner = CpuRunner(
-        decoder,
-        pool,
-        cpu_attention(config, pool),
-        max_tokens=limits.max_batched_tokens,
-        max_chunks=limits.max_running,
-    )
+    if device.type == "cpu":
+        decoder = load_decoder(plan.checkpoint, plan.dtype)
+    else:
+        decoder = load_decoder(plan.checkpoint, plan.dtype, device=device, product=Product)
     return make_lane(
         name,
         plan.checkpoint,
         plan.text,
-        runner,
+        make_runner(decoder, page_size=page_size, num_pages=num_pages, limits=limits),
         num_pages=num_pages,
         page_size=page_size,
         limits=limits,
         clock=clock,
     )
+
+
+def make_runner(decoder: Decoder, *, page_size: int, num_pages: int, limits: Limits) -> Runner:
+    """A runner with a pool, where the decoder's weights are."""
+    config, dtype = decoder.config, decoder.weights.embed.dtype
+    device = decoder.weights.embed.device
+    pool = make_pool(
+        config, page_size=page_size, num_pages=num_pages, dtype=dtype, device=str(device)
+    )
+    if device.type == "cpu":
+        return CpuRunner(
+            decoder,
+            pool,
+            cpu_attention(config, pool),
+            max_tokens=limits.max_batched_tokens,
+            max_chunks=limits.max_running,
+        )
+    gpu = importlib.import_module("engine.cuda.assemble")  # Triton, which a CPU does without
+    runner: Runner = gpu.gpu_runner(
+        decoder, pool, max_tokens=limits.max_batched_tokens, max_running=limits.max_running
+    )
+    return runner

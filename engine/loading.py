@@ -27,10 +27,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from engine.kernels.linear import linear
 from engine.models import llama, mistral, qwen2, qwen3
 from engine.models.config import BadValue, DecoderConfig, Raw, Unsupported
 from engine.models.decoder import Decoder
-from engine.models.weights import assemble, tensor_shapes
+from engine.models.weights import Layout, assemble, tensor_shapes
 from engine.sequence import SamplingParams
 
 FAMILIES: dict[str, Callable[[Raw], DecoderConfig]] = {
@@ -138,27 +139,48 @@ def read_config(raw: Raw, *, where: Path = Path(CONFIG)) -> DecoderConfig:
         ) from error
 
 
-def load_decoder(checkpoint: Checkpoint, dtype: torch.dtype) -> Decoder:
-    """Read the weights, converted to `dtype`. Raises BrokenFile on a file cut short."""
-    with _OpenFiles(dtype) as files:
+def load_decoder(
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    *,
+    device: torch.device | None = None,
+    product: Layout = linear,
+) -> Decoder:
+    """Read the weights, converted to `dtype`, to the CPU or `device`; `product` lays them out.
+    Raises BrokenFile on a file cut short."""
+    with _OpenFiles(dtype, device) as files:
         return Decoder(
             checkpoint.config,
-            assemble(checkpoint.config, lambda name: files.read(checkpoint.files[name], name)),
+            assemble(
+                checkpoint.config,
+                lambda name: files.read(checkpoint.files[name], name),
+                product,
+            ),
         )
 
 
-def dummy_decoder(config: DecoderConfig, dtype: torch.dtype, *, seed: int = 0) -> Decoder:
-    """Random weights of a given shape: as fast as real ones, for measuring without a checkpoint."""
+def dummy_decoder(
+    config: DecoderConfig,
+    dtype: torch.dtype,
+    *,
+    seed: int = 0,
+    device: torch.device | None = None,
+    product: Layout = linear,
+) -> Decoder:
+    """Random weights of a given shape, made on the device: as fast as real ones, for measuring
+    without a checkpoint."""
     shapes = tensor_shapes(config)
-    generator = torch.Generator().manual_seed(seed)
+    device = device or torch.device("cpu")
+    generator = torch.Generator(device).manual_seed(seed)
 
     def read(name: str) -> Tensor:
         shape = shapes[name]
         if name.endswith("norm.weight"):
-            return torch.ones(shape, dtype=dtype)
-        return torch.randn(shape, generator=generator).mul_(shape[-1] ** -0.5).to(dtype)
+            return torch.ones(shape, dtype=dtype, device=device)
+        noise = torch.randn(shape, generator=generator, device=device)
+        return noise.mul_(shape[-1] ** -0.5).to(dtype)
 
-    return Decoder(config, assemble(config, read))
+    return Decoder(config, assemble(config, read, product))
 
 
 def fingerprint(directory: Path) -> str:
@@ -328,8 +350,9 @@ def _cut_short(path: Path, error: Exception) -> str:
 class _OpenFiles:
     """Mapped safetensors files, opened when first read from."""
 
-    def __init__(self, dtype: torch.dtype) -> None:
+    def __init__(self, dtype: torch.dtype, device: torch.device | None = None) -> None:
         self._dtype = dtype
+        self._device = device
         self._open: dict[Path, Any] = {}
 
     def __enter__(self) -> _OpenFiles:
@@ -346,4 +369,4 @@ class _OpenFiles:
             tensor: Tensor = self._open[path].get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise BrokenFile(_cut_short(path, error)) from error
-        return tensor.to(self._dtype, copy=True)
+        return tensor.to(device=self._device, dtype=self._dtype, copy=True)

@@ -18,6 +18,9 @@ from engine.models.config import DecoderConfig
 Read = Callable[[str], Tensor]
 """The tensor of this name, in the type and on the device to compute with."""
 
+Layout = Callable[[Tensor, Tensor | None], Linear]
+"""Weight [out, in] and bias → the product, laid out for a device."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HeadNorms:
@@ -90,35 +93,38 @@ def _layer_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def assemble(config: DecoderConfig, read: Read) -> DecoderWeights:
-    """Read every tensor of `tensor_shapes` once and lay it out. The caller has checked shapes."""
+def assemble(config: DecoderConfig, read: Read, product: Layout = linear) -> DecoderWeights:
+    """Read every tensor of `tensor_shapes` once and lay it out. The caller has checked shapes.
+    `product` lays a weight out for the device that multiplies."""
     embed = read("model.embed_tokens.weight")
     head = embed if config.tied else read("lm_head.weight")
     return DecoderWeights(
         embed=embed,
-        layers=tuple(_assemble_layer(config, read, layer) for layer in range(config.layers)),
+        layers=tuple(
+            _assemble_layer(config, read, layer, product) for layer in range(config.layers)
+        ),
         norm=read("model.norm.weight"),
-        head=linear(head),
+        head=product(head, None),
     )
 
 
-def _assemble_layer(config: DecoderConfig, read: Read, layer: int) -> LayerWeights:
+def _assemble_layer(config: DecoderConfig, read: Read, layer: int, product: Layout) -> LayerWeights:
     name = f"model.layers.{layer}"
 
-    def product(parts: tuple[str, ...], biased: bool) -> Linear:
+    def fused(parts: tuple[str, ...], biased: bool) -> Linear:
         weight = torch.cat([read(f"{name}.{part}.weight") for part in parts])
         bias = torch.cat([read(f"{name}.{part}.bias") for part in parts]) if biased else None
-        return linear(weight, bias)
+        return product(weight, bias)
 
     qkv = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
     return LayerWeights(
         input_norm=read(f"{name}.input_layernorm.weight"),
-        qkv=product(qkv, config.qkv_bias),
+        qkv=fused(qkv, config.qkv_bias),
         head_norms=_head_norms(config, read, name) if config.qk_norm else None,
-        out=product(("self_attn.o_proj",), config.out_bias),
+        out=fused(("self_attn.o_proj",), config.out_bias),
         post_norm=read(f"{name}.post_attention_layernorm.weight"),
-        gate_up=product(("mlp.gate_proj", "mlp.up_proj"), config.mlp_bias),
-        down=product(("mlp.down_proj",), config.mlp_bias),
+        gate_up=fused(("mlp.gate_proj", "mlp.up_proj"), config.mlp_bias),
+        down=fused(("mlp.down_proj",), config.mlp_bias),
     )
 
 

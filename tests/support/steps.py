@@ -78,6 +78,7 @@ class Steps:
     def preempt(self, sequence: Sequence) -> None:
         self.free[:0] = sequence.pages
         sequence.pages = []
+        sequence.moved += 1
         sequence.computed = 0
 
     def generate(self, sequences: list[Sequence], tokens: int, *, chunk: int = 10**9) -> None:
