@@ -17,7 +17,7 @@ from cache.exact import Exact, Record, Shelf
 from cache.join import Join
 from cache.store.base import Store
 from engine.contract import Answerer
-from gateway.api import chat, completions, health, models
+from gateway.api import admin_decisions, chat, completions, health, models
 from gateway.api.again import remembering
 from gateway.api.endpoint import Edge, Endpoint
 from gateway.api.exchange import Ids
@@ -31,7 +31,7 @@ from gateway.observe.ledger import Ledger, LedgerLayer
 from gateway.observe.logs import Log
 from gateway.observe.metrics import Metrics
 from gateway.observe.rollup import Prices, RollUp
-from gateway.parts.cascade import build_auto
+from gateway.parts.cascade import build_auto, cache_error_of
 from gateway.parts.exact import Cache, build_cache, exact_terms
 from gateway.parts.tenants import Tenancy, build_tenancy
 from gateway.settings import Traces
@@ -113,6 +113,12 @@ def assemble(loaded: Loaded, backend: Backend, log: Log) -> System:
                 drain,
                 tenancy.admin_keys,
                 settings.server.host,
+            ),
+            admin_decisions.router(
+                rollup,
+                auto.policies.by_tenant,
+                lambda tenant: cache_error_of(live.settings, tenant),
+                tenancy.gate,
             ),
             *tenancy.routers,
         ],

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from gateway.observe.rollup import Durations, RollUp
 from gateway.tenants.keys import AdminKeys
 
 FILES = Path(__file__).resolve().parent / "static"
+SHOWN = 50
+"""Of the last calls."""
 KINDS = {
     "index.html": "text/html; charset=utf-8",
     "dashboard.js": "text/javascript; charset=utf-8",
@@ -93,7 +96,7 @@ def summary(rollup: RollUp, engine: EngineStates, drain: Drain) -> dict[str, Any
         "latency_ms": {origin: _shape(one) for origin, one in rollup.request_s.items()},
         "ttft_ms": {origin: _shape(one) for origin, one in rollup.ttft_s.items()},
         "engine": {name: _state(state) for name, state in engine().items()},
-        "recent": [_line(record) for record in reversed(rollup.recent)],
+        "recent": [_line(record) for record in islice(reversed(rollup.recent), SHOWN)],
     }
 
 

@@ -35,7 +35,8 @@ from gateway.catalog import ModelCard
 from gateway.observe.ledger import NOBODY, NOTHING, Ledger, Record
 
 OK = 200
-RECENT = 50
+RECENT = 1000
+"""Calls that are kept for whoever asks why: about 1 KB each."""
 STEPS = 24
 """Buckets to a decade."""
 _LEAST_S = 1e-5

@@ -18,6 +18,7 @@ from gateway.observe.logs import Log
 from gateway.parts.models import abilities_of
 from gateway.parts.policies import Policies, Surroundings, weights_of
 from gateway.settings import Settings, Tenant
+from gateway.verify import semantic_lacks
 
 NOMINAL = (Price(1, 1), Price(10, 10))
 """Where neither model has a price: small is taken to cost a tenth of large."""
@@ -100,3 +101,14 @@ def auto_card(settings: Settings, cards: Mapping[str, ModelCard]) -> ModelCard:
         context=None if None in contexts else max(filter(None, contexts)),
         takes_extra=small.takes_extra or large.takes_extra,
     )
+
+
+def cache_error_of(settings: Settings, tenant: str) -> float:
+    """How often the tenant's semantic cache may be wrong, as it promises; 0 where it is off, or of
+    a kind that promises nothing."""
+    semantic = settings.semantic
+    on = not semantic_lacks(settings) if semantic.enabled is None else semantic.enabled
+    if not on or semantic.policy != "bounded":
+        return 0.0
+    own = next((one.semantic_max_error for one in settings.tenants if one.name == tenant), None)
+    return semantic.max_error if own is None else own

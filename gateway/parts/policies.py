@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from cascade.gain import ModelFileError
 from cascade.policy import Policy, read_policy
@@ -48,6 +49,8 @@ class TenantPolicy:
     source: str = ""
     promise: Promise | None = None
     labels: int = 0
+    report: Mapping[str, Any] = field(default_factory=dict)
+    """The curves of its calibration, for people."""
     passed_over: tuple[str, ...] = ()
     """Files that were found and do not fit, each with the reason."""
 
@@ -166,7 +169,7 @@ class _Resolver:
                 f"about such requests. {CALIBRATE.capitalize()} on your own"
             )
         return TenantPolicy(tenant.name, "quality", policy.key, route, note, why, found.source,
-                            promise, route.cut.labels, passed_over)  # fmt: skip
+                            promise, route.cut.labels, policy.report, passed_over)  # fmt: skip
 
     def uncalibrated(self, tenant: Tenant, passed_over: tuple[str, ...]) -> TenantPolicy:
         why = (
@@ -185,7 +188,7 @@ class _Resolver:
             f"without a promise; else {inner.why}"
         )
         return TenantPolicy(inner.tenant, "latency", f"latency/{objective_s:g}/{inner.key}", route,
-                            note, why, inner.source, inner.promise, inner.labels,
+                            note, why, inner.source, inner.promise, inner.labels, inner.report,
                             inner.passed_over)  # fmt: skip
 
     def _budget(self, tenant: Tenant, found: _Found) -> TenantPolicy:
@@ -201,7 +204,8 @@ class _Resolver:
         key = f"budget/{tenant.name}/{found.policy.version}/{meter.describe()}"
         return TenantPolicy(tenant.name, "budget", key, route, f"budget; {meter.describe()}",
                             f"{meter.describe()}, where it gains most; no promise on quality",
-                            found.source, passed_over=tuple(found.passed_over))  # fmt: skip
+                            found.source, report=found.policy.report,
+                            passed_over=tuple(found.passed_over))  # fmt: skip
 
     def _meter(self, tenant: Tenant) -> Meter:
         """One limit of the tenant's own, or [cascade]'s; verify.py has seen that there is one."""

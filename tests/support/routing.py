@@ -10,7 +10,9 @@ from cascade.conversation import FIRST, Standing
 from cascade.features import BEFORE, before
 from cascade.gain import GainModel, make_block
 from cascade.judge import AFTER, Answered, Verdict, after
+from cascade.promise import Cut, Promise
 from cascade.routes.base import Candidate, Question
+from cascade.routes.learned import Quality, Scorer
 from engine.contract import Call, Message, Part
 
 
@@ -38,6 +40,9 @@ CODE_GAINS = gain_of("code", BEFORE, "before")
 """The large model is better at code."""
 UNSURE_GAINS = gain_of("cut_by_length", AFTER, "after")
 """The large model is better where the small one's answer was cut."""
+CODE_CUT = Cut(0.1, True, 900, 0.05, 0.004, 0.4)
+CODE_ROUTE = Quality(Scorer(CODE_GAINS), Promise(0.01), CODE_CUT)
+"""Calibrated: code goes to the large model."""
 
 
 def chat(*texts: str, **fields: Any) -> Call:

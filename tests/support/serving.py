@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import httpx
@@ -67,11 +68,16 @@ class Running:
 
 @asynccontextmanager
 async def serving(
-    settings: Settings | None = None, models: Mapping[str, Answerer] | None = None
+    settings: Settings | None = None,
+    models: Mapping[str, Answerer] | None = None,
+    prices: Mapping[str, tuple[float, float]] = MappingProxyType({}),
 ) -> AsyncIterator[Running]:
+    """`prices`: of prompt and answer, in US dollars per million tokens."""
     settings = settings or settings_for_tests()
     models = models or {name: FakeModel(name=name) for name in settings.models}
-    cards = {name: ModelCard(name, name * 8, CONTEXT, 1.0, 2.0) for name in models}
+    cards = {
+        name: ModelCard(name, name * 8, CONTEXT, *prices.get(name, (1.0, 2.0))) for name in models
+    }
     logged = BytesIO()
     writer = LineWriter(logged, every_s=0.01)
     log = build_log(writer, settings.logs.level, as_json=True)

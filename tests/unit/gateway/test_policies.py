@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from cascade.policy import write_policy
-from cascade.promise import Cut, Promise
 from cascade.routes.budget import Budget
 from cascade.routes.cautious import Cautious
 from cascade.routes.fixed import Fixed
@@ -17,12 +16,10 @@ from cascade.routes.learned import Quality, Scorer
 from gateway.backend import CannotLoad
 from gateway.parts.policies import Policies, Surroundings, TenantPolicy, policy_path, weights_of
 from gateway.settings import Cascade, Settings, Tenant
-from tests.support.routing import CODE_GAINS
+from tests.support.routing import CODE_CUT, CODE_GAINS, CODE_ROUTE
 
 WEIGHTS = weights_of("s", "l")
 AROUND = Surroundings(WEIGHTS)
-CUT = Cut(0.1, True, 900, 0.05, 0.004, 0.4)
-ROUTE = Quality(Scorer(CODE_GAINS), Promise(0.01), CUT)
 
 
 def resolved(folder: Path, tenant: Tenant | None = None, **cascade: object) -> TenantPolicy:
@@ -31,7 +28,7 @@ def resolved(folder: Path, tenant: Tenant | None = None, **cascade: object) -> T
     return Policies(settings, AROUND).by_tenant[own.name]
 
 
-def calibrated(folder: Path, route: Quality = ROUTE, weights: str = WEIGHTS) -> Path:
+def calibrated(folder: Path, route: Quality = CODE_ROUTE, weights: str = WEIGHTS) -> Path:
     path = policy_path(folder, "t")
     path.write_text(write_policy("t", weights, route))
     return path
@@ -56,7 +53,7 @@ def test_what_calibrate_wrote_is_found_by_the_tenants_name(tmp_path: Path) -> No
 
 
 def test_a_calibration_that_cannot_promise_is_told_as_none(tmp_path: Path) -> None:
-    calibrated(tmp_path, replace(ROUTE, cut=replace(CUT, promised=False, labels=50)))
+    calibrated(tmp_path, replace(CODE_ROUTE, cut=replace(CODE_CUT, promised=False, labels=50)))
     found = resolved(tmp_path)
     assert not found.calibrated
     assert found.note == "quality; uncalibrated; labels=50"
@@ -88,7 +85,7 @@ def test_a_policy_that_promises_less_than_is_asked_does_not_fit(tmp_path: Path) 
 def test_a_policy_of_another_embedder_does_not_fit(tmp_path: Path) -> None:
     block = replace(CODE_GAINS.blocks[0], name="embedding")
     model = replace(CODE_GAINS, blocks=(block,), embedder="e1")
-    calibrated(tmp_path, replace(ROUTE, scorer=Scorer(model)))
+    calibrated(tmp_path, replace(CODE_ROUTE, scorer=Scorer(model)))
     assert "needs the embedder e1" in resolved(tmp_path).passed_over[0]
     settings = Settings(cascade=Cascade(folder=tmp_path), tenants=(Tenant(name="t"),))
     assert Policies(settings, replace(AROUND, embedder="e1")).by_tenant["t"].calibrated
@@ -145,7 +142,7 @@ def test_a_reload_reads_the_files_again_and_keeps_what_did_not_change(tmp_path: 
     first, told = policies.by_tenant["t"], []
     policies.take([tenant], lambda text, **more: told.append(text))
     assert policies.by_tenant["t"].route is first.route, "the budget that it has spent stays spent"
-    calibrated(tmp_path, replace(ROUTE, cut=replace(CUT, labels=901)))
+    calibrated(tmp_path, replace(CODE_ROUTE, cut=replace(CODE_CUT, labels=901)))
     policies.take([tenant], lambda text, **more: told.append(text))
     assert policies.by_tenant["t"].route is not first.route
     assert policies.routes[first.key] is first.route, "a request in flight still finds its own"

@@ -1,0 +1,170 @@
+"""GET /admin/decisions and /admin/cascade: why each answer came from where it came from, and how
+`auto` chooses for each tenant.
+
+The last `rollup.RECENT` calls are kept in memory, names and numbers only: no prompt, no answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query
+
+from engine.contract import CacheStatus, Decision
+from gateway.api.admin_gate import AdminGate
+from gateway.errors import NoSuchPath
+from gateway.observe.ledger import Record
+from gateway.observe.rollup import RollUp
+from gateway.parts.policies import TenantPolicy
+
+PREFIXES = ("chatcmpl-", "cmpl-")
+"""What the wire puts before an id."""
+CacheError = Callable[[str], float]
+"""Tenant → how often its semantic cache may be wrong, as a share of its requests; 0: it has none
+that promises anything."""
+
+
+def router(
+    rollup: RollUp, policies: Mapping[str, TenantPolicy], cache_error: CacheError, gate: AdminGate
+) -> APIRouter:
+    """`policies` and `cache_error` are asked for each request: tenants are reloaded."""
+    routes = APIRouter(prefix="/admin", tags=["admin"])
+    _add_decisions(routes, rollup, Depends(gate))
+    _add_policies(routes, policies, cache_error, Depends(gate))
+    return routes
+
+
+def _add_decisions(routes: APIRouter, rollup: RollUp, admin: Any) -> None:
+    @routes.get("/decisions", summary="The last decisions, newest first")
+    async def list_decisions(
+        limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+        tenant: str | None = None,
+        layer: str | None = None,
+        _: str = admin,
+    ) -> dict[str, Any]:
+        rollup.fold()
+        found: list[dict[str, Any]] = []
+        for record in reversed(rollup.recent):
+            if _matches(record, tenant, layer):
+                found.append(line_of(record))
+            if len(found) == limit:
+                break
+        return {"decisions": found}
+
+    @routes.get("/decisions/{request_id}", summary="Why one request was answered as it was")
+    async def one_request(request_id: str, _: str = admin) -> dict[str, Any]:
+        rollup.fold()
+        own = request_id
+        for prefix in PREFIXES:
+            own = own.removeprefix(prefix)
+        found = [line_of(record) for record in rollup.recent if record.id == own]
+        if not found:
+            raise NoSuchPath(
+                f"Nothing is known of request {request_id!r}: the last {rollup.recent.maxlen} "
+                "calls are kept, by the id in the answer or (if the caller sent none) in "
+                "x-request-id.",
+                code="no_such_request",
+            )
+        return {"decisions": found}
+
+
+def _add_policies(
+    routes: APIRouter, policies: Mapping[str, TenantPolicy], cache_error: CacheError, admin: Any
+) -> None:
+    @routes.get("/cascade", summary="How auto chooses for each tenant, and what it promises")
+    async def list_policies(_: str = admin) -> dict[str, Any]:
+        return {"tenants": [told(one, cache_error(one.tenant)) for one in policies.values()]}
+
+    @routes.get("/cascade/{tenant}/curve", summary="Quality against the share of large calls")
+    async def curve(tenant: str, _: str = admin) -> dict[str, Any]:
+        policy = policies.get(tenant)
+        if policy is None or not policy.report:
+            raise NoSuchPath(
+                f"Tenant {tenant!r} has no calibrated policy; run `sluice calibrate`.",
+                code="no_such_policy",
+            )
+        return dict(policy.report)
+
+
+def told(policy: TenantPolicy, cache_error: float) -> dict[str, Any]:
+    """A tenant's policy. `cache_error`: what its semantic cache may be wrong about (0: no cache).
+    Whoever is served by both may lose what both allow: the bounds add up."""
+    promise = policy.promise
+    own = None if promise is None else _bound(promise.epsilon, promise.delta)
+    both = None
+    if promise is not None and cache_error:
+        both = _bound(promise.epsilon + cache_error, promise.delta)
+    return {
+        "tenant": policy.tenant,
+        "policy": policy.policy,
+        "key": policy.key,
+        "calibrated": policy.calibrated,
+        "promise": own and {**own, "labels": policy.labels},
+        "with_semantic_cache": both,
+        "source": policy.source,
+        "note": policy.note,
+        "why": policy.why,
+        "passed_over": list(policy.passed_over),
+    }
+
+
+def _bound(loss: float, delta: float) -> dict[str, float]:
+    return {"max_loss": round(loss, 6), "confidence": round(1 - delta, 6)}
+
+
+def line_of(record: Record) -> dict[str, Any]:
+    """One call, without content. Money in US dollars, times in milliseconds."""
+    usage = record.usage
+    return {
+        "id": record.id,
+        "at": record.at,
+        "tenant": record.tenant,
+        "model": record.model,
+        "origin": record.origin,
+        "status": record.status,
+        "ms": round(record.seconds * 1e3, 2),
+        "ttft_ms": None if record.ttft_s is None else round(record.ttft_s * 1e3, 2),
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "cached_tokens": usage.cached_tokens,
+        "computed_tokens": usage.computed_tokens,
+        "cache": [_cache(one) for one in record.cache],
+        "steps": [_step(one) for one in record.decisions],
+        "wasted": [
+            {
+                "model": one.model,
+                "prompt_tokens": one.usage.prompt_tokens,
+                "completion_tokens": one.usage.completion_tokens,
+                "why": one.why,
+            }
+            for one in record.wasted
+        ],
+    }
+
+
+def _cache(status: CacheStatus) -> dict[str, Any]:
+    result = "hit" if status.hit else "joined" if status.collapsed else status.forward or "miss"
+    return {"layer": status.layer, "result": result, "detail": status.detail}
+
+
+def _step(decision: Decision) -> dict[str, Any]:
+    return {
+        "layer": decision.layer,
+        "choice": decision.choice,
+        "reason": decision.reason,
+        "policy": decision.policy,
+        "score": _rounded(decision.score),
+        "cut": _rounded(decision.cut),
+        "costs_usd": {model: nano * 1e-9 for model, nano in decision.costs_nano},
+    }
+
+
+def _rounded(number: float | None) -> float | None:
+    return None if number is None else round(number, 4)
+
+
+def _matches(record: Record, tenant: str | None, layer: str | None) -> bool:
+    if tenant is not None and record.tenant != tenant:
+        return False
+    return layer is None or any(one.layer == layer for one in record.decisions)
