@@ -19,7 +19,7 @@ from gateway.catalog import ModelCard
 from gateway.configure import Loaded
 from gateway.observe.logs import LineWriter, build_log
 from gateway.server import build_server, run
-from gateway.settings import ExactCache, Keys, Model, Server, Settings, Tenant
+from gateway.settings import ExactCache, Keys, Limits, Model, Server, Settings, Tenant
 from tests.support.fake import FakeModel
 
 _DEFAULTS = ("", "memory://", str(64 << 20), "0")
@@ -37,6 +37,7 @@ def settings_on(port: int, store: str, memory_bytes: int) -> Settings:
         models={name: Model(path=Path()) for name in ("small", "large")},
         exact=ExactCache(store=store, memory_bytes=memory_bytes),
         keys=Keys(store="memory://"),
+        limits=Limits(store="memory://"),
         tenants=(tenant,),
     )
 

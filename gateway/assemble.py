@@ -69,7 +69,8 @@ def assemble(loaded: Loaded, backend: Backend, log: Log) -> System:
     auto = build_auto(settings, backend, log)
     live.on_tenants(auto.take)
     catalog, large = auto.catalog, backend.cards[settings.cascade.large]
-    onion = _onion(auto.layer, cache, shelf, limits=tenancy.limits, ledger=ledger)
+    paid = tenancy.spending(auto.layer, backend, settings)
+    onion = _onion(paid, cache, shelf, limits=tenancy.limits, ledger=ledger)
     answerer, stop_tracing = _traced(settings.traces, onion)
     rollup = RollUp(ledger, Prices(backend.cards.values(), large))
     drain = Drain(settings.server.max_inflight, settings.server.shutdown_grace_s)
@@ -103,6 +104,7 @@ def assemble(loaded: Loaded, backend: Backend, log: Log) -> System:
                 {
                     "store": store_health.problem,
                     "keys": tenancy.sync.problem,
+                    "budgets": tenancy.budgets.problem,
                     "settings": live.said_problem,
                 },
                 metrics,

@@ -33,6 +33,7 @@ from gateway.keys_command import run as run_keys
 from gateway.settings import Settings
 from gateway.tenants.key_book import KeyRefused
 from gateway.tenants.key_store import KeyStoreFault
+from gateway.tenants.lease_store import LeaseStoreFault
 
 EXIT_MENDABLE = 2
 CONFIG = Path("sluice.toml")
@@ -124,7 +125,7 @@ def _serve_on(listener: socket.socket, loaded: Loaded, console: Console) -> int:
                 settings, os.environ, log, lambda text: status.update(escape(text))
             )
             system = assemble(loaded, backend, log)
-        except (CannotLoad, KeyStoreFault) as error:
+        except (CannotLoad, KeyStoreFault, LeaseStoreFault) as error:
             writer.close()
             raise _Mendable(str(error)) from None
     from gateway.server import build_server, run  # noqa: PLC0415
@@ -227,6 +228,7 @@ def explained(settings: Settings) -> list[tuple[str, Any, str]]:
     tables += [("engine", settings.engine), ("cascade", settings.cascade)]
     tables += [("cache.exact", settings.exact), ("cache.semantic", settings.semantic)]
     tables += [("logs", settings.logs), ("admin", settings.admin), ("keys", settings.keys)]
+    tables += [("limits", settings.limits)]
     tables += [(f"tenants[{i}]", tenant) for i, tenant in enumerate(settings.tenants)]
     return [
         (f"{name}.{one.name}", getattr(table, one.name), one.metadata["doc"])

@@ -42,6 +42,7 @@ TABLES: Mapping[str, type[Any]] = MappingProxyType(
         "traces": shape.Traces,
         "admin": shape.Admin,
         "keys": shape.Keys,
+        "limits": shape.Limits,
     }
 )
 PREFIX = "SLUICE_"
@@ -207,6 +208,7 @@ def _build(draft: Draft, document: dict[str, Any]) -> shape.Settings:
         traces=tables["traces"],
         admin=tables["admin"],
         keys=tables["keys"],
+        limits=tables["limits"],
         tenants=tenants,
     )
 

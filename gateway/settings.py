@@ -5,7 +5,7 @@ This file is also the reference: every field carries its meaning in `metadata["d
 environment is gateway/configure.py; nothing here does any work.
 
     [server]  [models.NAME]  [engine]  [cascade]  [cache.exact]  [cache.semantic]
-    [logs]  [traces]  [admin]  [keys]  [[tenants]]
+    [logs]  [traces]  [admin]  [keys]  [limits]  [[tenants]]
 """
 
 from __future__ import annotations
@@ -244,6 +244,16 @@ class Keys:
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """[limits]: where it is counted what tenants have used of their limits."""
+
+    store: str = _set(
+        "sqlite:///.sluice/limits.db",
+        "budgets: sqlite:///PATH, memory:// (forgotten at the end), or a Redis that gateways share",
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class Tenant:
     """[[tenants]]: one customer, team or program, and what it may do."""
 
@@ -253,7 +263,15 @@ class Tenant:
     )
     stored_keys: bool = _set(False, "callers need a key, made with `sluice keys create`")
     rpm: int | None = _set(None, "requests per minute; unset: no limit")
+    tpm: int | None = _set(None, "tokens per minute that are computed for it; unset: no limit")
     max_concurrent: int | None = _set(None, "requests at one time; unset: no limit")
+    budget_usd_day: float | None = _set(None, "US dollars a day (UTC); unset: no limit")
+    budget_usd_month: float | None = _set(None, "US dollars a month (UTC); unset: no limit")
+    budget_when_away: Literal["refuse", "settle_later"] = _set(
+        "refuse",
+        "when the budgets' store is away and what was leased is spent: refuse with a 503, or go on "
+        "and book it later",
+    )
     share: float = _set(1.0, "weight among tenants that compete for the engine")
     cache_scope: str = _set("tenant", "who shares answers: tenant, user, public, or group:NAME")
     models: tuple[str, ...] = _set((), "models it may ask; none: all")
@@ -308,6 +326,7 @@ class Settings:
     traces: Traces = Traces()
     admin: Admin = Admin()
     keys: Keys = Keys()
+    limits: Limits = Limits()
     tenants: tuple[Tenant, ...] = (Tenant(name="default"),)
 
 

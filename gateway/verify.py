@@ -28,6 +28,8 @@ UPSTREAM_ONLY = (
     "first_byte_timeout_s", "between_bytes_timeout_s", "max_tokens_field", "http2", "tools",
     "json", "vision", "logprobs",
 )  # fmt: skip
+MOST_USD = 1_000_000
+"""A budget is counted in nano-US-dollars, as a double in Redis."""
 REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+cluster", "rediss+cluster")
 MOST_ERROR = 0.5
 """A semantic cache that may be wrong more often than this needs no promise."""
@@ -260,6 +262,7 @@ def _fallbacks(name: str, model: Model, settings: Settings) -> Iterator[Finding]
 def _stores(settings: Settings) -> Iterator[Finding]:
     yield from _store(("cache", "exact", "store"), settings.exact.store)
     yield from _store(("keys", "store"), settings.keys.store)
+    yield from _store(("limits", "store"), settings.limits.store)
 
 
 def _store(key: Key, store: str) -> Iterator[Finding]:
@@ -336,13 +339,21 @@ def _tenants(settings: Settings) -> Iterator[Finding]:
         yield ("tenants",), "only one tenant may be without keys: who would a caller be?"
 
 
+def _budgets(key: Key, tenant: Tenant) -> Iterator[Finding]:
+    for name in ("budget_usd_day", "budget_usd_month"):
+        value = getattr(tenant, name)
+        if value is not None and not 0 < value <= MOST_USD:
+            yield (*key, name), f"must be above 0 and at most {MOST_USD}; got {value}"
+
+
 def _one_tenant(key: Key, tenant: Tenant, settings: Settings) -> Iterator[Finding]:
     if not _NAME.fullmatch(tenant.name):
         yield (*key, "name"), "a name is 1 to 64 letters, digits, . _ -"
     if not _SCOPE.fullmatch(tenant.cache_scope):
         yield (*key, "cache_scope"), "must be tenant, user, public, or group:NAME"
     yield from _hashes((*key, "keys"), tenant.keys)
-    for name in ("rpm", "max_concurrent", "max_tokens", "share", "cache_ttl_s"):
+    yield from _budgets(key, tenant)
+    for name in ("rpm", "tpm", "max_concurrent", "max_tokens", "share", "cache_ttl_s"):
         value = getattr(tenant, name)
         if value is not None and value <= 0:
             yield (*key, name), f"must be above 0; got {value}"

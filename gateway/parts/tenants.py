@@ -9,17 +9,25 @@ from dataclasses import dataclass
 
 from fastapi import APIRouter
 
+from engine.contract import Answerer
 from gateway.api import admin, admin_keys
 from gateway.api.admin_gate import AdminGate
+from gateway.backend import Backend
 from gateway.live import Live
 from gateway.observe.logs import Log
+from gateway.observe.rollup import Prices
 from gateway.parts.keys import build_key_store
+from gateway.parts.limits import build_lease_store
+from gateway.settings import Settings
+from gateway.tenants.budgets import Budgets
 from gateway.tenants.key_book import KeyBook
 from gateway.tenants.key_store import KeyStore, KeyStoreFault
 from gateway.tenants.key_sync import KeySync
 from gateway.tenants.keys import AdminKeys, Keys
+from gateway.tenants.lease_store import LeaseStore
 from gateway.tenants.limits import Limits
 from gateway.tenants.roster import Roster
+from gateway.tenants.spend import Appraiser, SpendLayer
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,25 +42,43 @@ class Tenancy:
     sync: KeySync
     routers: list[APIRouter]
     key_store: KeyStore
+    budgets: Budgets
+    lease_store: LeaseStore
+
+    def spending(self, inner: Answerer, backend: Backend, settings: Settings) -> Answerer:
+        """The layer that reserves and settles, around who asks the models."""
+        cascade = settings.cascade
+        appraiser = Appraiser(backend.cards, (cascade.small, cascade.large))
+        return SpendLayer(
+            inner,
+            roster=self.roster,
+            limits=self.limits,
+            budgets=self.budgets,
+            appraiser=appraiser,
+            prices=Prices(backend.cards.values(), backend.cards[cascade.large]),
+        )
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Stores are read before the first request is let in, where they can be."""
         await self.sync.turn()
-        syncing = asyncio.create_task(self.sync.run())
+        tasks = [asyncio.create_task(self.sync.run()), asyncio.create_task(self.budgets.tend())]
         try:
             yield
         finally:
-            syncing.cancel()
-            with suppress(asyncio.CancelledError):
-                await syncing
+            for task in tasks:
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
+            await self.budgets.close()
+            self.lease_store.close()
             with suppress(KeyStoreFault):
                 await self.sync.write_used()
             self.key_store.close()
 
 
 def build_tenancy(live: Live, log: Log) -> Tenancy:
-    """Raises KeyStoreFault where the key store's file cannot be used."""
+    """Raises KeyStoreFault or LeaseStoreFault where a store's file cannot be used."""
     settings = live.settings
     roster, keys = Roster(settings.tenants), Keys(settings.tenants)
     limits, admins = Limits(settings.tenants), AdminKeys(settings.admin.keys)
@@ -62,8 +88,10 @@ def build_tenancy(live: Live, log: Log) -> Tenancy:
     gate = AdminGate(admins, settings.server.host, log)
     store = build_key_store(settings.keys)
     sync = KeySync(store, keys, log)
+    leases = build_lease_store(settings.limits)
+    budgets = Budgets(leases, log)
     routers = [
-        admin.router(live, gate),
+        admin.router(live, gate, budgets),
         admin_keys.router(live, KeyBook(store), sync, gate),
     ]
-    return Tenancy(roster, keys, admins, limits, gate, sync, routers, store)
+    return Tenancy(roster, keys, admins, limits, gate, sync, routers, store, budgets, leases)

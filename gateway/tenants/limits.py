@@ -1,4 +1,4 @@
-"""How often and how many at a time: requests per minute and requests in flight, per tenant.
+"""How often and how many at a time: requests and tokens per minute, and requests in flight.
 
 Choice: a sliding window made of two counters. The last minute is estimated as the current minute's
 count plus the share of the previous minute that is still inside the window; it admits no burst of
@@ -6,8 +6,10 @@ twice the limit at a minute's edge, as fixed windows do, and holds two integers 
 arrivals holds one entry per request. It is off by a few percent if the previous minute was uneven.
 
 Rejected: the `limits` library in process. Its moving window costs 5.7 µs a hit and 3.6 µs for the
-numbers in the headers, against 0.5 µs for both here, and starts a thread; it becomes worth that
-where several gateways share their counts.
+numbers in the headers, against 0.5 µs for both here, and starts a thread.
+
+Tokens are an estimate when they are let in and are corrected when the answer has ended: what a
+minute's tokens really were holds back who comes next, not who has been let in.
 
 A refused request is not counted: who retries as told is let in as soon as the window allows.
 """
@@ -27,7 +29,7 @@ WINDOW_S = 60.0
 
 @dataclass(slots=True)
 class Window:
-    """One tenant's count of requests. `opened` is when the current minute began."""
+    """One tenant's count of requests or tokens. `opened` is when the current minute began."""
 
     limit: int
     opened: float
@@ -35,7 +37,7 @@ class Window:
     previous: int = 0
 
     def roll(self, now: float) -> float:
-        """Bring the window up to `now`; the estimate of requests in the last minute."""
+        """Bring the window up to `now`; the estimate of what was used in the last minute."""
         elapsed = now - self.opened
         if elapsed >= WINDOW_S:
             self.previous = self.current if elapsed < 2 * WINDOW_S else 0
@@ -44,31 +46,45 @@ class Window:
             elapsed = now - self.opened
         return self.current + self.previous * (1.0 - elapsed / WINDOW_S)
 
-    def wait_s(self, now: float) -> float:
-        """Seconds until one more request fits, if none comes meanwhile."""
+    def wait_s(self, now: float, cost: int = 1) -> float:
+        """Seconds until `cost` ≤ `limit` fits, if nothing comes meanwhile."""
         elapsed = now - self.opened
-        if self.current >= self.limit:
+        if self.current + cost > self.limit:
             # The current minute fills the window alone: it first has to become the previous one.
-            fades = WINDOW_S * (1.0 - (self.limit - 1) / self.current)
+            fades = WINDOW_S * (1.0 - (self.limit - cost) / self.current)
             return WINDOW_S - elapsed + fades
-        surplus = self.current + 1 - self.limit + self.previous * (1.0 - elapsed / WINDOW_S)
+        surplus = self.current + cost - self.limit + self.previous * (1.0 - elapsed / WINDOW_S)
         return max(0.0, surplus * WINDOW_S / self.previous) if self.previous else 0.0
+
+    def correct(self, at: float, more: int) -> None:
+        """`more` (or, below 0, less) was used of what was counted at `at`."""
+        if at >= self.opened:
+            self.current = max(0, self.current + more)
+        elif at >= self.opened - WINDOW_S:
+            self.previous = max(0, self.previous + more)
 
 
 @dataclass(slots=True)
 class _Standing:
-    window: Window | None = None
+    requests: Window | None = None
+    tokens: Window | None = None
     max_concurrent: int | None = None
     inflight: int = 0
 
     def hold_to(self, tenant: Tenant, now: float) -> None:
         self.max_concurrent = tenant.max_concurrent
-        if tenant.rpm is None:
-            self.window = None
-        elif self.window is None:
-            self.window = Window(tenant.rpm, now)
-        else:
-            self.window.limit = tenant.rpm
+        self.requests = _held(self.requests, tenant.rpm, now)
+        self.tokens = _held(self.tokens, tenant.tpm, now)
+
+
+def _held(window: Window | None, limit: int | None, now: float) -> Window | None:
+    """The window with a new limit, and what it has counted."""
+    if limit is None:
+        return None
+    if window is None:
+        return Window(limit, now)
+    window.limit = limit
+    return window
 
 
 class Limits:
@@ -85,11 +101,15 @@ class Limits:
         """Hold tenants to new limits. What they have in flight and used this minute still counts;
         a tenant whose limits were lifted keeps its standing until its last request has left."""
         now = self._clock()
-        limited = {tenant.name: tenant for tenant in tenants if tenant.rpm or tenant.max_concurrent}
+        limited = {
+            tenant.name: tenant
+            for tenant in tenants
+            if tenant.rpm or tenant.tpm or tenant.max_concurrent
+        }
         for name, standing in list(self._standing.items()):
             if name in limited:
                 continue
-            standing.window = standing.max_concurrent = None
+            standing.requests = standing.tokens = standing.max_concurrent = None
             if not standing.inflight:
                 del self._standing[name]
         for name, tenant in limited.items():
@@ -109,7 +129,7 @@ class Limits:
                 code="concurrency_limit_exceeded",
                 retry_after_s=1.0,
             )
-        window = standing.window
+        window = standing.requests
         if window is not None:
             now = self._clock()
             if window.roll(now) + 1 > window.limit:
@@ -124,19 +144,61 @@ class Limits:
     def leave(self, tenant: str) -> None:
         self._standing[tenant].inflight -= 1
 
+    def take_tokens(self, tenant: str, tokens: int) -> Tokens | None:
+        """Count tokens that may be computed; None for a tenant without such a limit. Raises
+        TooMany."""
+        standing = self._standing.get(tenant)
+        window = standing.tokens if standing else None
+        if window is None:
+            return None
+        if tokens > window.limit:
+            raise TooMany(
+                f"This request may need {tokens} tokens, and tenant {tenant!r} has {window.limit} "
+                "a minute; send a shorter prompt or ask for fewer max_tokens.",
+                code="request_too_large",
+            )
+        now = self._clock()
+        if window.roll(now) + tokens > window.limit:
+            raise TooMany(
+                f"Tenant {tenant!r} may use {window.limit} tokens a minute and this request may "
+                f"need {tokens}; wait, or ask for fewer max_tokens.",
+                code="rate_limit_exceeded",
+                retry_after_s=window.wait_s(now, tokens),
+            )
+        window.current += tokens
+        return Tokens(window, now, tokens)
+
     def headers(self, tenant: str) -> Headers:
         """x-ratelimit-*, as OpenAI names them; none for a tenant without a rate."""
         standing = self._standing.get(tenant)
-        if standing is None or standing.window is None:
+        if standing is None:
             return []
-        window, now = standing.window, self._clock()
-        used = window.roll(now)
-        reset_s = WINDOW_S * min(1.0, used / window.limit)
-        return [
-            (b"x-ratelimit-limit-requests", b"%d" % window.limit),
-            (b"x-ratelimit-remaining-requests", b"%d" % max(0, int(window.limit - used))),
-            (b"x-ratelimit-reset-requests", b"%.3fs" % reset_s),
-        ]
+        headers: Headers = []
+        now = self._clock()
+        for name, window in ((b"requests", standing.requests), (b"tokens", standing.tokens)):
+            if window is None:
+                continue
+            used = window.roll(now)
+            reset_s = WINDOW_S * min(1.0, used / window.limit)
+            headers += [
+                (b"x-ratelimit-limit-" + name, b"%d" % window.limit),
+                (b"x-ratelimit-remaining-" + name, b"%d" % max(0, int(window.limit - used))),
+                (b"x-ratelimit-reset-" + name, b"%.3fs" % reset_s),
+            ]
+        return headers
+
+
+@dataclass(slots=True)
+class Tokens:
+    """Tokens that were counted for one request. Settled once."""
+
+    _window: Window
+    _at: float
+    _counted: int
+
+    def settle(self, used: int) -> None:
+        self._window.correct(self._at, used - self._counted)
+        self._counted = used
 
 
 class LimitLayer:

@@ -1,0 +1,210 @@
+"""The layer that asks whether there is money and rate for what is about to be computed.
+
+It stands inside the caches, around whoever asks a model: a hit costs a request and no tokens, and
+of identical requests in flight one pays, the one whose generation it is.
+
+Before: tokens by estimate (`Worth.tokens`, a fair guess: it is corrected, and a minute is short),
+money by an upper bound (`Worth.most`: a byte of text is a token at most, an answer is as long as it
+may be), so that all that runs at one time cannot overspend. After: what `End` says, at the prices
+of who answered, and what was thrown away on the way (`Trail.wasted`). Who began a generation pays
+for it, even where tenants of one group share it and another inherits it.
+
+An answer that was cut is settled by what was produced: the tokens that came by, and the prompt by
+estimate once anything came, because `End` alone tells a prompt's tokens. Without a first token
+nothing is booked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from engine.contract import (
+    Answer,
+    Answerer,
+    Burst,
+    Call,
+    Delta,
+    End,
+    Event,
+    Start,
+    TooMany,
+    Trail,
+    Usage,
+    unroll,
+)
+from gateway.catalog import ModelCard
+from gateway.observe.rollup import Prices
+from gateway.tenants.budgets import Budgets, Ticket
+from gateway.tenants.limits import Limits, Tokens
+from gateway.tenants.roster import Roster
+from gateway.verify import AUTO
+
+BYTES_PER_TOKEN = 4
+"""For estimates: English in the vocabularies of today."""
+MESSAGE_TOKENS = 16
+"""What a template puts around a message, at most."""
+TEMPLATE_TOKENS = 64
+GUESSED_ANSWER = 512
+"""For the rate, where a request does not say how long its answer may be."""
+LONGEST_UNKNOWN = 8192
+"""For the budget, where neither the request nor the model's card says."""
+
+
+@dataclass(frozen=True, slots=True)
+class Worth:
+    """What a call may need. `most` in nano-US-dollars; `prompt` and `tokens` are estimates."""
+
+    prompt: int
+    tokens: int
+    most: int
+
+
+class Appraiser:
+    """From a call to its worth, by the cards of the models that may answer it."""
+
+    def __init__(self, cards: Mapping[str, ModelCard], cascade: Iterable[str]) -> None:
+        """`cascade`: the models that may be asked one after the other for `auto`."""
+        self._cards: dict[str, tuple[ModelCard, ...]] = {
+            name: (card,) for name, card in cards.items()
+        }
+        self._cards[AUTO] = tuple(cards[name] for name in dict.fromkeys(cascade))
+
+    def worth(self, call: Call) -> Worth:
+        size, overhead = _bytes_of(call)
+        asked = call.max_tokens
+        prompt = size // BYTES_PER_TOKEN + overhead
+        tokens = prompt + call.n * (asked if asked is not None else GUESSED_ANSWER)
+        most = 0
+        for card in self._cards.get(call.model, ()):
+            longest = card.context or LONGEST_UNKNOWN
+            answer = call.n * min(longest, asked if asked is not None else longest)
+            bound = size + overhead if card.context is None else min(size + overhead, card.context)
+            most += round(bound * card.price_in * 1000) + round(answer * card.price_out * 1000)
+        return Worth(prompt, tokens, most)
+
+
+def _bytes_of(call: Call) -> tuple[int, int]:
+    """(bytes of what is asked, tokens that a template adds at most). Token ids count one each."""
+    if call.kind == "text":
+        prompt = call.prompt
+        return (len(prompt.encode()) if isinstance(prompt, str) else len(prompt)), 1
+    size = sum(len(part.body.encode()) for message in call.messages for part in message.parts)
+    size += sum(
+        len(tool.name.encode()) + len(tool.arguments.encode())
+        for message in call.messages
+        for tool in message.tool_calls
+    )
+    size += len((call.tools or "").encode()) + len((call.response_format or "").encode())
+    return size, TEMPLATE_TOKENS + MESSAGE_TOKENS * len(call.messages)
+
+
+class SpendLayer:
+    """Reserves and settles. A tenant without such limits gets the inner answer itself."""
+
+    def __init__(
+        self,
+        inner: Answerer,
+        *,
+        roster: Roster,
+        limits: Limits,
+        budgets: Budgets,
+        appraiser: Appraiser,
+        prices: Prices,
+    ) -> None:
+        self._inner = inner
+        self._roster = roster
+        self._limits = limits
+        self._budgets = budgets
+        self._appraiser = appraiser
+        self._prices = prices
+
+    def __call__(self, call: Call, trail: Trail) -> Answer:
+        tenant = self._roster[trail.tenant]
+        if tenant.tpm is None and tenant.budget_usd_day is None and tenant.budget_usd_month is None:
+            return self._inner(call, trail)
+        return self._paid(call, trail)
+
+    async def _paid(self, call: Call, trail: Trail) -> Answer:
+        worth = self._appraiser.worth(call)
+        tokens = self._limits.take_tokens(trail.tenant, worth.tokens)
+        bill = _Bill(worth, call.model, trail, self._prices, tokens)
+        try:
+            bill.ticket = await self._budgets.reserve(self._roster[trail.tenant], worth.most)
+            answer = self._inner(call, trail)
+            try:
+                async for event in answer:
+                    bill.see(event)
+                    yield event
+            finally:
+                await answer.aclose()
+        except TooMany:
+            bill.nothing()
+            raise
+        finally:
+            bill.settle()
+
+
+class _Bill:
+    """What one answer has cost so far. Settled once: at its `End`, or when it was cut."""
+
+    def __init__(
+        self, worth: Worth, model: str, trail: Trail, prices: Prices, tokens: Tokens | None
+    ) -> None:
+        self._worth = worth
+        self._model = model
+        self._origin = model
+        self._trail = trail
+        self._wasted_before = len(trail.wasted)
+        self._prices = prices
+        self._tokens = tokens
+        self._produced = 0
+        self._begun = False
+        self._settled = False
+        self.ticket: Ticket | None = None
+
+    def see(self, event: Event) -> None:
+        """Called before the event is handed on, so that no `End` is seen by a caller unpaid."""
+        if isinstance(event, Start):
+            self._model, self._origin = event.model, event.origin
+        elif isinstance(event, Delta | Burst):
+            self._begun = True
+            self._produced += sum(_tokens_in(one) for one in unroll(event))
+        elif isinstance(event, End):
+            self._book(event.usage)
+
+    def nothing(self) -> None:
+        """It was refused before anything was computed."""
+        if not self._begun:
+            self._book(Usage(0, 0))
+
+    def settle(self) -> None:
+        """By what was produced, if it did not end."""
+        prompt = self._worth.prompt if self._begun else 0
+        self._book(Usage(prompt, self._produced))
+
+    def _book(self, usage: Usage) -> None:
+        if self._settled:
+            return
+        self._settled = True
+        wasted = self._trail.wasted[self._wasted_before :]
+        if self._tokens is not None:
+            used = sum(_computed(one) for one in (usage, *(waste.usage for waste in wasted)))
+            self._tokens.settle(used)
+        if self.ticket is not None:
+            spent = self._prices.account(self._model, self._origin, usage).spent
+            spent += sum(self._prices.account_waste(w.model, w.usage).spent for w in wasted)
+            self.ticket.settle(spent)
+
+
+def _computed(usage: Usage) -> int:
+    return usage.prompt_tokens + usage.completion_tokens
+
+
+def _tokens_in(event: Event) -> int:
+    """Of a model that gives no ids, by its text."""
+    if not isinstance(event, Delta):
+        return 0
+    if event.token_ids:
+        return len(event.token_ids)
+    return max(1, len(event.payload.encode()) // BYTES_PER_TOKEN) if event.payload else 0

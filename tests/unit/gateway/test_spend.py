@@ -1,0 +1,125 @@
+"""Budgets and token rates in the request's path, on a real port."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import httpx
+import pytest
+
+from engine.contract import Call, Message, Part, UpstreamFailed
+from gateway.catalog import ModelCard
+from gateway.settings import Tenant
+from gateway.tenants.spend import Appraiser
+from tests.support.fake import FakeModel
+from tests.support.serving import Running, serving, settings_for_tests
+
+IN, OUT = 1000, 2000
+"""Nano-US-dollars a token of the models that are served here."""
+
+
+async def ask(running: Running, text: str, **more: Any) -> httpx.Response:
+    messages = [{"role": "user", "content": text}]
+    body = {"model": "small", "messages": messages, "max_tokens": 20, **more}
+    return await running.client.post("/v1/chat/completions", json=body)
+
+
+async def used_nano(running: Running) -> int:
+    reply = await running.client.get("/admin/tenants/default")
+    [budget] = reply.json()["budgets"]
+    return round(budget["used_usd"] * 1e9)
+
+
+def settings(**limits: Any) -> Any:
+    return settings_for_tests(tenants=(Tenant(name="default", **limits),))
+
+
+async def test_an_answer_is_settled_at_its_own_price_and_a_hit_costs_nothing() -> None:
+    async with serving(settings(budget_usd_day=1.0)) as running:
+        for _ in range(3):
+            assert (await ask(running, "one two")).status_code == 200
+        # 7 prompt tokens of which 2 were in the prefix tree, and "You said: one two"
+        assert await used_nano(running) == 5 * IN + 4 * OUT
+
+
+async def test_identical_requests_in_flight_are_paid_once() -> None:
+    models = {"small": FakeModel(pause_s=0.02), "large": FakeModel()}
+    async with serving(settings(budget_usd_day=1.0), models) as running:
+        replies = await asyncio.gather(*(ask(running, "one two") for _ in range(5)))
+        assert {reply.status_code for reply in replies} == {200}
+        assert await used_nano(running) == 5 * IN + 4 * OUT
+
+
+async def test_when_the_budget_is_spent_it_is_openais_429_and_hits_go_on() -> None:
+    # "first" may cost (5 + 80) · IN + 20 · OUT = 0.000125 dollars, and costs 0.000011.
+    async with serving(settings(budget_usd_month=0.00013)) as running:
+        assert (await ask(running, "first")).status_code == 200
+        refused = await ask(running, "second")
+        error = refused.json()["error"]
+        assert (refused.status_code, error["code"]) == (429, "insufficient_quota")
+        assert error["type"] == "insufficient_quota"
+        assert "budget_usd_month" in error["message"]
+        assert int(refused.headers["retry-after"]) > 0
+        assert (await ask(running, "first")).headers["sluice-origin"] == "exact"
+        smaller = await ask(running, "second", max_tokens=1)
+        assert smaller.status_code == 200
+
+
+async def test_a_stream_that_is_cut_is_settled_by_what_was_produced() -> None:
+    slow = FakeModel(lambda _: [f"w{i} " for i in range(200)], pause_s=0.02)
+    async with serving(settings(budget_usd_day=1.0), {"small": slow, "large": slow}) as running:
+        body = {"model": "small", "messages": [{"role": "user", "content": "x" * 400}],
+                "stream": True}  # fmt: skip
+        async with running.client.stream("POST", "/v1/chat/completions", json=body) as reply:
+            seen = 0
+            async for line in reply.aiter_lines():
+                seen += '"w' in line
+                if seen == 5:
+                    break
+        for _ in range(100):
+            if slow.closed_early:
+                break
+            await asyncio.sleep(0.02)
+        await asyncio.sleep(0.05)
+        prompt = 400 // 4 + 64 + 16
+        used = await used_nano(running)
+        assert prompt * IN + 5 * OUT <= used <= prompt * IN + 20 * OUT
+
+
+async def test_what_failed_before_it_began_costs_nothing() -> None:
+    broken = FakeModel(error=UpstreamFailed("no"))
+    async with serving(settings(budget_usd_day=1.0), {"small": broken, "large": broken}) as running:
+        assert (await ask(running, "one")).status_code == 502
+        assert await used_nano(running) == 0
+
+
+async def test_tokens_per_minute_are_estimated_then_corrected_and_told_in_headers() -> None:
+    async with serving(settings(tpm=200)) as running:
+        reply = await ask(running, "one two")  # estimated at 1 + 80 + 20
+        assert reply.headers["x-ratelimit-limit-tokens"] == "200"
+        assert reply.headers["x-ratelimit-remaining-tokens"] == str(200 - 7 - 4)
+        assert reply.headers["x-ratelimit-reset-tokens"].endswith("s")
+        refused = await ask(running, "three", max_tokens=119)
+        error = refused.json()["error"]
+        assert (refused.status_code, error["code"]) == (429, "rate_limit_exceeded")
+        assert int(refused.headers["retry-after"]) > 0
+        too_large = await ask(running, "three", max_tokens=500)
+        assert too_large.json()["error"]["code"] == "request_too_large"
+        assert (await ask(running, "one two")).headers["sluice-origin"] == "exact"
+
+
+@pytest.mark.parametrize("text", ["hello", "", "ünïcödé " * 50, "🦊" * 100])
+def test_a_bound_counts_every_byte_as_a_token_and_no_more_than_a_context_holds(text: str) -> None:
+    card = ModelCard("m", "f", 1000, 1.0, 2.0)
+    other = ModelCard("n", "f", 1000, 10.0, 20.0)
+    appraiser = Appraiser({"m": card, "n": other}, ("m", "n"))
+    call = Call("chat", "m", "s", messages=(Message("user", (Part("text", text),)),), max_tokens=10)
+    bound = min(1000, len(text.encode()) + 80) * IN + 10 * OUT
+    worth = appraiser.worth(call)
+    assert worth.most == bound
+    assert worth.tokens == len(text.encode()) // 4 + 80 + 10
+    auto = appraiser.worth(Call("chat", "auto", "s", messages=call.messages, max_tokens=10))
+    assert auto.most == 11 * bound
+    open_end = appraiser.worth(Call("text", "m", "s", prompt=(1, 2, 3), n=2))
+    assert open_end.most == 4 * IN + 2 * 1000 * OUT
