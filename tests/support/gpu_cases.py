@@ -1,0 +1,88 @@
+"""What the kernel tests share: fresh random inputs, poisoned outputs, relative errors."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from engine.pool import LayerKV
+
+LIMITS = {torch.float32: 1e-5, torch.bfloat16: 8e-3, torch.float16: 1.5e-3}
+"""‖out − ref‖ / ‖ref‖ against float64: rounding of the result, and of the weights of a softmax."""
+
+
+def relative_error(out: Tensor, reference: Tensor) -> float:
+    """NaN where anything was left unwritten or came out wrong."""
+    difference = (out.double().cpu() - reference.double().cpu()).norm()
+    return float(difference / reference.double().cpu().norm().clamp_min(1e-30))
+
+
+def assert_close(out: Tensor, reference: Tensor, dtype: torch.dtype) -> None:
+    error = relative_error(out, reference)
+    assert not math.isnan(error), (
+        "something was not written, or a number that is not there was read"
+    )
+    assert error <= LIMITS[dtype], f"relative error {error:.2e} in {dtype}"
+
+
+def poisoned(*shape: int, dtype: torch.dtype, device: str) -> Tensor:
+    return torch.full(shape, float("nan"), dtype=dtype, device=device)
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    heads: int
+    kv_heads: int
+    head_dim: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Paged:
+    """Ragged contexts over shuffled pages. What no context covers is NaN."""
+
+    kv: LayerKV
+    tables: Tensor
+    lengths: Tensor
+
+
+def paged(
+    lengths: list[int], page_size: int, shape: Heads, dtype: torch.dtype, device: str, seed: int
+) -> Paged:
+    generator = torch.Generator().manual_seed(seed)
+    counts = [-(-length // page_size) for length in lengths]
+    num_pages = sum(counts) + 3
+    order = torch.randperm(num_pages - 1, generator=generator) + 1  # page 0 stays poisoned
+    tables = torch.zeros(len(lengths), max(1, *counts), dtype=torch.int32)
+    whole = (num_pages, page_size, shape.kv_heads, shape.head_dim)
+    k, v = torch.full((2, *whole), float("nan"))
+    used = 0
+    for row, (length, count) in enumerate(zip(lengths, counts, strict=True)):
+        pages = order[used : used + count]
+        used += count
+        tables[row, :count] = pages.int()
+        for pool in (k, v):
+            flat = torch.full((count * page_size, *whole[2:]), float("nan"))
+            flat[:length] = torch.randn(length, *whole[2:], generator=generator)
+            pool[pages] = flat.view(count, *whole[1:])
+    return Paged(
+        layer_kv(k.to(device, dtype), v.to(device, dtype)),
+        tables.to(device),
+        torch.tensor(lengths, dtype=torch.int32, device=device),
+    )
+
+
+def layer_kv(k: Tensor, v: Tensor) -> LayerKV:
+    slots = (k.shape[0] * k.shape[1], k.shape[2] * k.shape[3])
+    return LayerKV(k, v, k.view(slots), v.view(slots))
+
+
+def exact(kv: LayerKV) -> LayerKV:
+    """The same numbers in float64."""
+    return layer_kv(kv.k.double(), kv.v.double())
+
+
+def randn(*shape: int, dtype: torch.dtype, device: str, seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(device, dtype)
