@@ -34,6 +34,7 @@ from gateway.observe.rollup import Prices, RollUp
 from gateway.parts.cascade import build_auto, cache_error_of
 from gateway.parts.exact import Cache, build_cache, exact_terms
 from gateway.parts.tenants import Tenancy, build_tenancy
+from gateway.reload import Reloader
 from gateway.settings import Traces
 from gateway.store_health import StoreHealth
 from gateway.tenants.limits import LimitLayer, Limits
@@ -53,11 +54,13 @@ class System:
     answerer: Answerer
     rollup: RollUp
     live: Live
+    reloader: Reloader
 
 
 def assemble(loaded: Loaded, backend: Backend, log: Log) -> System:
     """Build everything; opens nothing (the application's lifespan does)."""
     settings, live = loaded.settings, Live(loaded)
+    reloader = Reloader(live, loaded, log)
     ledger, tenancy = Ledger(), build_tenancy(live, log)
     cache = build_cache(settings.exact, log)
     store_health = StoreHealth(cache.store, log)
@@ -124,9 +127,11 @@ def assemble(loaded: Loaded, backend: Backend, log: Log) -> System:
             ),
             *tenancy.routers,
         ],
-        lifespan=lambda: _running(tenancy, backend, cache.store, rollup, stop_tracing),
+        lifespan=lambda: _running(
+            tenancy, backend, cache.store, rollup, reloader=reloader, stop_tracing=stop_tracing
+        ),
     )
-    return System(app, drain, answerer, rollup, live)
+    return System(app, drain, answerer, rollup, live, reloader)
 
 
 def _onion(
@@ -163,19 +168,22 @@ async def _running(
     backend: Backend,
     store: Store,
     rollup: RollUp,
+    *,
+    reloader: Reloader,
     stop_tracing: Callable[[], None],
 ) -> AsyncIterator[None]:
     """Open in order, close in the opposite one."""
     async with tenancy.running():
         await store.open()
         await backend.start()
-        folding = asyncio.create_task(_fold(rollup))
+        tasks = [asyncio.create_task(_fold(rollup)), asyncio.create_task(reloader.run())]
         try:
             yield
         finally:
-            folding.cancel()
-            with suppress(asyncio.CancelledError):
-                await folding
+            for task in tasks:
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
             await backend.stop()
             await store.close()
             await asyncio.to_thread(stop_tracing)

@@ -2,6 +2,7 @@
 
     sluice serve [--config sluice.toml] [--host H] [--port P] [--small PATH] [--large PATH]
     sluice doctor [--config sluice.toml]     the settings in force, and where each came from
+    sluice doctor --tenant NAME              the policy that holds for a tenant, likewise
     sluice keys create|list|rotate|revoke    keys of tenants, in the store that the server reads
     sluice chat [--url URL] [--model NAME]   talk to a running server
 
@@ -34,6 +35,7 @@ from gateway.settings import Settings
 from gateway.tenants.key_book import KeyRefused
 from gateway.tenants.key_store import KeyStoreFault
 from gateway.tenants.lease_store import LeaseStoreFault
+from gateway.tenants.policy import resolved
 
 EXIT_MENDABLE = 2
 CONFIG = Path("sluice.toml")
@@ -76,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
         one.add_argument("--port", type=int, help="port to listen on")
         one.add_argument("--small", metavar="PATH", help="checkpoint directory of the small model")
         one.add_argument("--large", metavar="PATH", help="checkpoint directory of the large model")
+    doctor.add_argument("--tenant", metavar="NAME", help="only the policy of this tenant")
     add_arguments(
         commands.add_parser("keys", help="create, list, rotate and revoke keys of tenants")
     )
@@ -137,6 +140,7 @@ def _serve_on(listener: socket.socket, loaded: Loaded, console: Console) -> int:
         system.drain,
         log,
         on_ready=lambda: _greet(console, settings, port),
+        on_hangup=system.reloader.ask,
     )
     try:
         run(server, [listener])
@@ -214,11 +218,26 @@ def _doctor(asked: argparse.Namespace, console: Console) -> int:
     """The settings in force. Its output is for people and goes to stdout."""
     del console
     loaded = _load(asked)
+    rows = [
+        (key, _shown(value), loaded.sources.get(key, "default"), doc)
+        for key, value, doc in explained(loaded.settings)
+    ]
+    if asked.tenant is not None:
+        rows = _policy_rows(loaded, asked.tenant)
     table = Table("key", "value", "from", "meaning", box=None, pad_edge=False)
-    for key, value, doc in explained(loaded.settings):
-        table.add_row(key, escape(_shown(value)), escape(loaded.sources.get(key, "default")), doc)
+    for row in rows:
+        table.add_row(*(escape(cell) for cell in row))
     Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(table)
     return 0
+
+
+def _policy_rows(loaded: Loaded, tenant: str) -> list[tuple[str, str, str, str]]:
+    try:
+        lines = resolved(loaded.settings, loaded.sources, tenant)
+    except KeyError:
+        known = ", ".join(one.name for one in loaded.settings.tenants)
+        raise _Mendable(f"there is no tenant {tenant!r}; there are: {known}") from None
+    return [(one.name, _shown(one.value), one.source, one.meaning) for one in lines]
 
 
 def explained(settings: Settings) -> list[tuple[str, Any, str]]:
@@ -227,8 +246,8 @@ def explained(settings: Settings) -> list[tuple[str, Any, str]]:
     tables += [(f"models.{name}", model) for name, model in settings.models.items()]
     tables += [("engine", settings.engine), ("cascade", settings.cascade)]
     tables += [("cache.exact", settings.exact), ("cache.semantic", settings.semantic)]
-    tables += [("logs", settings.logs), ("admin", settings.admin), ("keys", settings.keys)]
-    tables += [("limits", settings.limits)]
+    tables += [("logs", settings.logs), ("traces", settings.traces), ("admin", settings.admin)]
+    tables += [("keys", settings.keys), ("limits", settings.limits)]
     tables += [(f"tenants[{i}]", tenant) for i, tenant in enumerate(settings.tenants)]
     return [
         (f"{name}.{one.name}", getattr(table, one.name), one.metadata["doc"])

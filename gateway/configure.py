@@ -75,11 +75,18 @@ class BadSettings(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """The settings, and where each value that is not a default came from (`server.port` →
-    `sluice.toml:3`)."""
+    """The settings, where each value that is not a default came from (`server.port` →
+    `sluice.toml:3`), and what they were read from, to be read again."""
 
     settings: shape.Settings
     sources: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    file: Path | None = None
+    environ: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}), repr=False)
+    flags: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+
+    def read_again(self) -> Loaded:
+        """Raises BadSettings."""
+        return load(self.file, environ=self.environ, flags=self.flags)
 
 
 @dataclass(slots=True)
@@ -126,7 +133,7 @@ def load(
             draft.wrong(key, message)
     if draft.problems:
         raise BadSettings(draft.problems)
-    return Loaded(built, MappingProxyType(draft.sources))
+    return Loaded(built, MappingProxyType(draft.sources), path, environ, flags)
 
 
 def dotted(key: Key) -> str:

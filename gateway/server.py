@@ -1,4 +1,4 @@
-"""uvicorn, with the seven things that it leaves to others.
+"""uvicorn, with the eight things that it leaves to others.
 
 - A head that never arrives: uvicorn times out idle connections but not a request whose headers
   trickle in. `Protocol` drops the line after `head_timeout_s`, and so does one that says nothing.
@@ -9,6 +9,7 @@
   of its own.
 - Draining: uvicorn closes its listener at SIGTERM. `DrainingServer` first turns /readyz to 503 and
   refuses new work while answers in flight end (gateway/drain.py), and only then lets uvicorn stop.
+- SIGHUP, which would kill the answers in flight where nobody takes it: here it asks for a reload.
 - Exit status: uvicorn ends itself with the signal it got; an orderly end is exit status 0.
 - A quick head: uvicorn searches each header for what must not be in one, which for the dozen
   headers of an answer takes half as long as everything else that it does to send it. `Cycle` joins
@@ -216,24 +217,20 @@ class DrainingServer(uvicorn.Server):
         self,
         config: uvicorn.Config,
         drain: Drain,
-        log: Log,
         on_ready: Callable[[], None] = lambda: None,
+        on_hangup: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(config)
         self._drain = drain
-        self._log = log
         self._on_ready = on_ready
+        self._on_hangup = on_hangup
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         if threading.current_thread() is threading.main_thread():
-            # Unhandled, it would kill the answers in flight: systems send it to ask for a reload.
-            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._decline_reload)
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._on_hangup)
         await super().startup(sockets)
         if self.started:
             self._on_ready()
-
-    def _decline_reload(self) -> None:
-        self._log.warning("SIGHUP: reload is not supported yet; restart to read the settings again")
 
     def handle_exit(self, sig: int, _: FrameType | None) -> None:
         """The first signal drains; a second one stops at once."""
@@ -257,9 +254,11 @@ def build_server(
     drain: Drain,
     log: Log,
     on_ready: Callable[[], None] = lambda: None,
+    *,
+    on_hangup: Callable[[], None] = lambda: None,
 ) -> DrainingServer:
-    """A server to `serve()`, which calls `on_ready` when it listens. What libraries log goes to
-    `log`."""
+    """A server to `serve()`, which calls `on_ready` when it listens, and `on_hangup` at SIGHUP.
+    What libraries log goes to `log`."""
     libraries = logging.getLogger("uvicorn")
     libraries.handlers = [Bridge(log)]
     libraries.propagate = False
@@ -280,7 +279,7 @@ def build_server(
         timeout_graceful_shutdown=LAST_CLOSE_S,
         backlog=2048,
     )
-    return DrainingServer(config, drain, log, on_ready)
+    return DrainingServer(config, drain, on_ready, on_hangup)
 
 
 def run(server: DrainingServer, sockets: list[socket.socket] | None = None) -> None:

@@ -72,8 +72,10 @@ async def serving(
     settings: Settings | None = None,
     models: Mapping[str, Answerer] | None = None,
     prices: Mapping[str, tuple[float, float]] = MappingProxyType({}),
+    loaded: Loaded | None = None,
 ) -> AsyncIterator[Running]:
-    """`prices`: of prompt and answer, in US dollars per million tokens."""
+    """`prices`: of prompt and answer, in US dollars per million tokens. `loaded`: knows the file
+    that a reload reads."""
     settings = settings or settings_for_tests()
     models = models or {name: FakeModel(name=name) for name in settings.models}
     cards = {
@@ -82,11 +84,15 @@ async def serving(
     logged = BytesIO()
     writer = LineWriter(logged, every_s=0.01)
     log = build_log(writer, settings.logs.level, as_json=True)
-    system = assemble(Loaded(settings), PlainBackend(models, cards), log)
+    system = assemble(
+        replace(loaded or Loaded(settings), settings=settings), PlainBackend(models, cards), log
+    )
     listener = socket.create_server(("127.0.0.1", settings.server.port))
     port = listener.getsockname()[1]
     ready = asyncio.Event()
-    server = build_server(system.app, settings.server, system.drain, log, ready.set)
+    server = build_server(
+        system.app, settings.server, system.drain, log, ready.set, on_hangup=system.reloader.ask
+    )
     task = asyncio.create_task(server.serve(sockets=[listener]))
     try:
         await ready.wait()

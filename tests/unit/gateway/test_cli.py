@@ -93,3 +93,19 @@ def test_doctor_hides_a_password(capsys: pytest.CaptureFixture[str], tmp_path: P
     said = capsys.readouterr().out
     assert "secret" not in said
     assert "redis://…@cache" in said
+
+
+def test_doctor_shows_a_tenants_policy_and_where_each_value_came_from(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    config = tmp_path / "sluice.toml"
+    config.write_text(
+        '[cache.exact]\nttl_s = 60\n[[tenants]]\nname = "acme"\nrpm = 7\nstored_keys = true\n'
+    )
+    assert main(["doctor", "--config", str(config), "--tenant", "acme"]) == 0
+    rows = {line.split()[0]: line.split() for line in capsys.readouterr().out.splitlines() if line}
+    assert rows["rpm"][1:3] == ["7", "sluice.toml:5"]
+    assert rows["share"][1:3] == ["1.0", "default"]
+    assert rows["cache_ttl_s"][1:4] == ["60.0", "cache.exact.ttl_s", "(sluice.toml:2)"]
+    assert main(["doctor", "--config", str(config), "--tenant", "nobody"]) == 2
+    assert "there are: acme" in capsys.readouterr().err
