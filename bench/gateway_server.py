@@ -19,13 +19,22 @@ from gateway.catalog import ModelCard
 from gateway.configure import Loaded
 from gateway.observe.logs import LineWriter, build_log
 from gateway.server import build_server, run
-from gateway.settings import ExactCache, Keys, Limits, Model, Server, Settings, Tenant
+from gateway.settings import (
+    ExactCache,
+    Keys,
+    LedgerSettings,
+    Limits,
+    Model,
+    Server,
+    Settings,
+    Tenant,
+)
 from tests.support.fake import FakeModel
 
 _DEFAULTS = ("", "memory://", str(64 << 20), "0")
 
 
-def settings_on(port: int, store: str, memory_bytes: int) -> Settings:
+def settings_on(port: int, store: str, memory_bytes: int, home: str) -> Settings:
     tenant = Tenant(
         name="bench",
         keys=(hashlib.sha256(KEY.encode()).hexdigest(),),
@@ -38,6 +47,7 @@ def settings_on(port: int, store: str, memory_bytes: int) -> Settings:
         exact=ExactCache(store=store, memory_bytes=memory_bytes),
         keys=Keys(store="memory://"),
         limits=Limits(store="memory://"),
+        ledger=LedgerSettings(store=f"sqlite:///{home}/ledger.db"),
         tenants=(tenant,),
     )
 
@@ -45,7 +55,11 @@ def settings_on(port: int, store: str, memory_bytes: int) -> Settings:
 def main(
     port: int, store: str = "memory://", memory_bytes: int = 64 << 20, pause_s: float = 0.0
 ) -> None:
-    settings = settings_on(port, store, memory_bytes)
+    with tempfile.TemporaryDirectory() as home:
+        _serve(settings_on(port, store, memory_bytes, home), pause_s)
+
+
+def _serve(settings: Settings, pause_s: float) -> None:
     fakes = {
         name: FakeModel(lambda _: PIECES, name=name, keep=False, pause_s=pause_s)
         for name in settings.models

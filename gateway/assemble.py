@@ -17,7 +17,7 @@ from cache.exact import Exact, Record, Shelf
 from cache.join import Join
 from cache.store.base import Store
 from engine.contract import Answerer
-from gateway.api import admin_decisions, chat, completions, health, models
+from gateway.api import admin_decisions, admin_usage, chat, completions, health, models
 from gateway.api.again import remembering
 from gateway.api.endpoint import Edge, Endpoint
 from gateway.api.exchange import Ids
@@ -27,12 +27,14 @@ from gateway.configure import Loaded
 from gateway.dashboard import page
 from gateway.drain import Drain
 from gateway.live import Live
+from gateway.observe.keeper import Keeper
 from gateway.observe.ledger import Ledger, LedgerLayer
 from gateway.observe.logs import Log
 from gateway.observe.metrics import Metrics
-from gateway.observe.rollup import Prices, RollUp
+from gateway.observe.rollup import RollUp
 from gateway.parts.cascade import build_auto, cache_error_of
 from gateway.parts.exact import Cache, build_cache, exact_terms
+from gateway.parts.ledger import build_ledger
 from gateway.parts.tenants import Tenancy, build_tenancy
 from gateway.reload import Reloader
 from gateway.settings import Traces
@@ -60,8 +62,7 @@ class System:
 def assemble(loaded: Loaded, backend: Backend, log: Log) -> System:
     """Build everything; opens nothing (the application's lifespan does)."""
     settings, live = loaded.settings, Live(loaded)
-    reloader = Reloader(live, loaded, log)
-    ledger, tenancy = Ledger(), build_tenancy(live, log)
+    reloader, tenancy = Reloader(live, loaded, log), build_tenancy(live, log)
     cache = build_cache(settings.exact, log)
     store_health = StoreHealth(cache.store, log)
     shelf = Shelf(
@@ -72,10 +73,11 @@ def assemble(loaded: Loaded, backend: Backend, log: Log) -> System:
     auto = build_auto(settings, backend, log)
     live.on_tenants(auto.take)
     catalog, large = auto.catalog, backend.cards[settings.cascade.large]
+    ledger, keeper = build_ledger(settings.ledger, backend.cards.values(), large, log)
+    rollup = keeper.rollup
     paid = tenancy.spending(auto.layer, backend, settings)
     onion = _onion(paid, cache, shelf, limits=tenancy.limits, ledger=ledger)
     answerer, stop_tracing = _traced(settings.traces, onion)
-    rollup = RollUp(ledger, Prices(backend.cards.values(), large))
     drain = Drain(settings.server.max_inflight, settings.server.shutdown_grace_s)
     metrics = Metrics(rollup, backend.states, lambda: drain.inflight)
     edge = Edge(
@@ -120,15 +122,16 @@ def assemble(loaded: Loaded, backend: Backend, log: Log) -> System:
                 settings.server.host,
             ),
             admin_decisions.router(
-                rollup,
+                keeper,
                 auto.policies.by_tenant,
                 lambda tenant: cache_error_of(live.settings, tenant),
                 tenancy.gate,
             ),
             *tenancy.routers,
+            admin_usage.router(keeper, tenancy.gate),
         ],
         lifespan=lambda: _running(
-            tenancy, backend, cache.store, rollup, reloader=reloader, stop_tracing=stop_tracing
+            tenancy, backend, cache.store, keeper, reloader=reloader, stop_tracing=stop_tracing
         ),
     )
     return System(app, drain, answerer, rollup, live, reloader)
@@ -167,25 +170,29 @@ async def _running(
     tenancy: Tenancy,
     backend: Backend,
     store: Store,
-    rollup: RollUp,
+    keeper: Keeper,
     *,
     reloader: Reloader,
     stop_tracing: Callable[[], None],
 ) -> AsyncIterator[None]:
     """Open in order, close in the opposite one."""
     async with tenancy.running():
+        await keeper.open()
         await store.open()
         await backend.start()
-        tasks = [asyncio.create_task(_fold(rollup)), asyncio.create_task(reloader.run())]
+        work = (_fold(keeper.rollup), keeper.run(), reloader.run())
+        tasks = [asyncio.create_task(one) for one in work]
         try:
             yield
         finally:
             for task in tasks:
                 task.cancel()
+            for task in tasks:
                 with suppress(asyncio.CancelledError):
                     await task
             await backend.stop()
             await store.close()
+            await keeper.close()
             await asyncio.to_thread(stop_tracing)
 
 

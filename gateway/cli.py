@@ -110,6 +110,7 @@ def _serve(asked: argparse.Namespace, console: Console) -> int:
     # The port is taken before models are loaded: finding it in use costs a second, not a minute.
     with _listen(settings) as listener:
         _check_store(settings)
+        _check_ledger(settings)
         return _serve_on(listener, loaded, console)
 
 
@@ -189,6 +190,20 @@ def _check_store(settings: Settings) -> None:
         ) from None
 
 
+def _check_ledger(settings: Settings) -> None:
+    """What the account needs, before models are loaded."""
+    from gateway.observe.book import BookFault  # noqa: PLC0415 - the doctor needs none of it
+    from gateway.observe.journal import JournalFault, check_writable  # noqa: PLC0415
+    from gateway.parts.ledger import open_book, places  # noqa: PLC0415
+
+    try:
+        open_book(settings.ledger).close()
+        if (folder := places(settings.ledger)[1]) is not None:
+            check_writable(folder)
+    except (BookFault, JournalFault) as error:
+        raise _Mendable(str(error)) from None
+
+
 def _greet(console: Console, settings: Settings, port: int) -> None:
     """What to do next. Goes to the terminal, not to the log."""
     host = settings.server.host
@@ -246,7 +261,8 @@ def explained(settings: Settings) -> list[tuple[str, Any, str]]:
     tables += [(f"models.{name}", model) for name, model in settings.models.items()]
     tables += [("engine", settings.engine), ("cascade", settings.cascade)]
     tables += [("cache.exact", settings.exact), ("cache.semantic", settings.semantic)]
-    tables += [("logs", settings.logs), ("traces", settings.traces), ("admin", settings.admin)]
+    tables += [("ledger", settings.ledger), ("logs", settings.logs), ("admin", settings.admin)]
+    tables += [("traces", settings.traces)]
     tables += [("keys", settings.keys), ("limits", settings.limits)]
     tables += [(f"tenants[{i}]", tenant) for i, tenant in enumerate(settings.tenants)]
     return [

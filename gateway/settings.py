@@ -5,7 +5,7 @@ This file is also the reference: every field carries its meaning in `metadata["d
 environment is gateway/configure.py; nothing here does any work.
 
     [server]  [models.NAME]  [engine]  [cascade]  [cache.exact]  [cache.semantic]
-    [logs]  [traces]  [admin]  [keys]  [limits]  [[tenants]]
+    [ledger]  [logs]  [traces]  [admin]  [keys]  [limits]  [[tenants]]
 """
 
 from __future__ import annotations
@@ -204,6 +204,23 @@ class SemanticCache:
 
 
 @dataclass(frozen=True, slots=True)
+class LedgerSettings:
+    """[ledger]: the account of what was avoided, and how long it is kept."""
+
+    store: str = _set(
+        "sqlite:///.sluice/ledger.db",
+        "where the account is kept: sqlite:///PATH, or memory:// (until the process ends)",
+    )
+    save_s: float = _set(1.0, "seconds between savings; a journal holds what was booked since")
+    minute_days: float = _set(7.0, "days that sums by minute are kept")
+    hour_days: float = _set(90.0, "days that sums by hour are kept")
+    day_days: float = _set(1825.0, "days that sums by day are kept")
+    journal_bytes: int = _set(
+        64 << 20, "disk for single requests, the latest, that can be looked up; some 250 bytes each"
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class Logs:
     """[logs]: what is told. Prompts and answers never are."""
 
@@ -324,6 +341,7 @@ class Settings:
     semantic: SemanticCache = SemanticCache()
     logs: Logs = Logs()
     traces: Traces = Traces()
+    ledger: LedgerSettings = LedgerSettings()
     admin: Admin = Admin()
     keys: Keys = Keys()
     limits: Limits = Limits()

@@ -47,6 +47,7 @@ def impossibilities(settings: Settings) -> Iterator[Finding]:
     yield from _models(settings)
     yield from _cascade(settings)
     yield from _stores(settings)
+    yield from _account(settings)
     yield from _semantic(settings)
     yield from _traces(settings)
     yield from _hashes(("admin", "keys"), settings.admin.keys)
@@ -103,7 +104,7 @@ def _finite(settings: Settings) -> Iterator[Finding]:
     """TOML can write nan and inf, which pass every comparison that they should not."""
     tables: list[tuple[Key, Any]] = [(("server",), settings.server)]
     tables += [(("cache", "exact"), settings.exact), (("cache", "semantic"), settings.semantic)]
-    tables += [(("cascade",), settings.cascade)]
+    tables += [(("cascade",), settings.cascade), (("ledger",), settings.ledger)]
     tables += [(("models", name), model) for name, model in settings.models.items()]
     tables += [(("tenants", index), tenant) for index, tenant in enumerate(settings.tenants)]
     for key, table in tables:
@@ -137,6 +138,8 @@ def _numbers(settings: Settings) -> Iterator[Finding]:
                                           "scope_bytes")),
         ("cache.semantic", settings.semantic, ("ttl_s", "min_evidence", "max_entries",
                                                "max_per_user", "max_namespaces")),
+        ("ledger", settings.ledger, ("save_s", "minute_days", "hour_days", "day_days",
+                                     "journal_bytes")),
     )  # fmt: skip
     for table, values, names in tables:
         for name in names:
@@ -300,6 +303,12 @@ def _semantic(settings: Settings) -> Iterator[Finding]:
             re.compile(word)
         except re.error as error:
             yield (*table, "volatile"), f"{word!r} is not a regular expression: {error}"
+
+
+def _account(settings: Settings) -> Iterator[Finding]:
+    store = settings.ledger.store
+    if store != "memory://" and not (store.startswith("sqlite:///") and store[10:]):
+        yield ("ledger", "store"), f"must be sqlite:///PATH or memory://; got {store}"
 
 
 def _is_redis(store: str) -> bool:

@@ -1,7 +1,8 @@
 """GET /admin/decisions and /admin/cascade: why each answer came from where it came from, and how
 `auto` chooses for each tenant.
 
-The last `rollup.RECENT` calls are kept in memory, names and numbers only: no prompt, no answer.
+The list is of the last `rollup.RECENT` calls, in memory; one call's story is found as long as its
+journal is kept (observe/journal.py). Names and numbers only: no prompt, no answer.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from fastapi import APIRouter, Depends, Query
 from engine.contract import CacheStatus, Decision
 from gateway.api.admin_gate import AdminGate
 from gateway.errors import NoSuchPath
+from gateway.observe.explain import explain, why
+from gateway.observe.keeper import Keeper
 from gateway.observe.ledger import Record
-from gateway.observe.rollup import RollUp
 from gateway.parts.policies import TenantPolicy
 
 PREFIXES = ("chatcmpl-", "cmpl-")
@@ -26,16 +28,16 @@ that promises anything."""
 
 
 def router(
-    rollup: RollUp, policies: Mapping[str, TenantPolicy], cache_error: CacheError, gate: AdminGate
+    keeper: Keeper, policies: Mapping[str, TenantPolicy], cache_error: CacheError, gate: AdminGate
 ) -> APIRouter:
     """`policies` and `cache_error` are asked for each request: tenants are reloaded."""
     routes = APIRouter(prefix="/admin", tags=["admin"])
-    _add_decisions(routes, rollup, Depends(gate))
+    _add_decisions(routes, keeper, Depends(gate))
     _add_policies(routes, policies, cache_error, Depends(gate))
     return routes
 
 
-def _add_decisions(routes: APIRouter, rollup: RollUp, admin: Any) -> None:
+def _add_decisions(routes: APIRouter, keeper: Keeper, admin: Any) -> None:
     @routes.get("/decisions", summary="The last decisions, newest first")
     async def list_decisions(
         limit: Annotated[int, Query(ge=1, le=1000)] = 100,
@@ -43,9 +45,9 @@ def _add_decisions(routes: APIRouter, rollup: RollUp, admin: Any) -> None:
         layer: str | None = None,
         _: str = admin,
     ) -> dict[str, Any]:
-        rollup.fold()
+        keeper.rollup.fold()
         found: list[dict[str, Any]] = []
-        for record in reversed(rollup.recent):
+        for record in reversed(keeper.rollup.recent):
             if _matches(record, tenant, layer):
                 found.append(line_of(record))
             if len(found) == limit:
@@ -54,16 +56,15 @@ def _add_decisions(routes: APIRouter, rollup: RollUp, admin: Any) -> None:
 
     @routes.get("/decisions/{request_id}", summary="Why one request was answered as it was")
     async def one_request(request_id: str, _: str = admin) -> dict[str, Any]:
-        rollup.fold()
         own = request_id
         for prefix in PREFIXES:
             own = own.removeprefix(prefix)
-        found = [line_of(record) for record in rollup.recent if record.id == own]
+        found = [line_of(one) | explain(one, keeper.prices) for one in await keeper.find(own)]
         if not found:
             raise NoSuchPath(
-                f"Nothing is known of request {request_id!r}: the last {rollup.recent.maxlen} "
-                "calls are kept, by the id in the answer or (if the caller sent none) in "
-                "x-request-id.",
+                f"Nothing is known of request {request_id!r}. Its id is the one in the answer or "
+                "(if the caller sent none) in x-request-id; the oldest calls are forgotten "
+                "(ledger.journal_bytes).",
                 code="no_such_request",
             )
         return {"decisions": found}
@@ -129,6 +130,7 @@ def line_of(record: Record) -> dict[str, Any]:
         "completion_tokens": usage.completion_tokens,
         "cached_tokens": usage.cached_tokens,
         "computed_tokens": usage.computed_tokens,
+        "why": why(record),
         "cache": [_cache(one) for one in record.cache],
         "steps": [_step(one) for one in record.decisions],
         "wasted": [

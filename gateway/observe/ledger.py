@@ -10,7 +10,7 @@ by here, for who had to pay for them (`Trail.owes`: not a follower, whose genera
 pays or inherits). They are a lower bound. Not known are the prompt's tokens, which only `End`
 tells, what was computed and not yet handed on, and the tokens of a model that gives no ids.
 
-Durability comes with the ledger's own issue; this account lives as long as the process.
+What is kept, and how it outlives the process: observe/journal.py and observe/keeper.py.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ NOBODY = "none"
 NOTHING = Usage(0, 0)
 
 
-class Record(msgspec.Struct, frozen=True, gc=False):
+class Record(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """One call's line in the account. `model` is the one that answered, or the one that was asked.
     `usage` is 0 for an answer that did not end. Times in seconds; `at` is wall time."""
 
@@ -69,11 +69,15 @@ def refusal(request_id: str, tenant: str, status: int) -> Record:
 class Ledger:
     """Records that wait to be folded. Owned by the event loop's thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, journal: Callable[[Record], None] | None = None) -> None:
+        """`journal` hears of a record before its `End` leaves (observe/journal.py)."""
         self._waiting: list[Record] = []
+        self._journal = journal
 
     def append(self, record: Record) -> None:
         self._waiting.append(record)
+        if self._journal is not None:
+            self._journal(record)
 
     def take(self) -> list[Record]:
         """Everything that was booked since the last call."""

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from engine.contract import Usage
@@ -58,8 +58,7 @@ class Durations:
         self.total = 0.0
 
     def add(self, seconds: float) -> None:
-        step = math.ceil(STEPS * math.log10(seconds / _LEAST_S)) if seconds > _LEAST_S else 0
-        self.counts[min(step, _SIZE)] += 1
+        self.counts[step_of(seconds)] += 1
         self.total += seconds
 
     def percentile(self, share: float) -> float | None:
@@ -82,6 +81,12 @@ class Durations:
             if step % 8 == 0:
                 yield edge_s(step), seen
         yield math.inf, sum(self.counts)
+
+
+def step_of(seconds: float) -> int:
+    """The bucket that a duration belongs to."""
+    step = math.ceil(STEPS * math.log10(seconds / _LEAST_S)) if seconds > _LEAST_S else 0
+    return min(step, _SIZE)
 
 
 def edge_s(step: int) -> float:
@@ -185,6 +190,18 @@ class Sum:
         for waste in record.wasted:
             self.wasted[waste.model] = plus(self.wasted.get(waste.model, NOTHING), waste.usage)
 
+    def absorb(self, other: Sum) -> None:
+        """The records of `other`, too."""
+        self.count += other.count
+        self.prompt_tokens += other.prompt_tokens
+        self.completion_tokens += other.completion_tokens
+        self.cached_tokens += other.cached_tokens
+        self.computed_tokens += other.computed_tokens
+        self.cut_tokens += other.cut_tokens
+        self.inherited = plus(self.inherited, other.inherited)
+        for model, usage in other.wasted.items():
+            self.wasted[model] = plus(self.wasted.get(model, NOTHING), usage)
+
     def money(self, who: Who, prices: Prices) -> Iterator[tuple[Who, Money]]:
         """What it cost, by who computed it; `who` is (tenant, model, origin) of all of it."""
         tenant, model, origin = who
@@ -221,9 +238,13 @@ def plus(a: Usage, b: Usage) -> Usage:
 class RollUp:
     """Sums over the ledger, brought up to date by `fold`. Owned by the event loop's thread."""
 
-    def __init__(self, ledger: Ledger, prices: Prices) -> None:
+    def __init__(
+        self, ledger: Ledger, prices: Prices, also: Callable[[Record], None] | None = None
+    ) -> None:
+        """`also` hears of every record, when it is folded."""
         self._ledger = ledger
         self._prices = prices
+        self._also = also
         self.sums: dict[tuple[str, str, str, int], Sum] = {}
         self.lookups: Counter[tuple[str, str]] = Counter()
         self.request_s: dict[str, Durations] = {}
@@ -238,6 +259,8 @@ class RollUp:
             if record.status == OK:
                 self._time(record)
             self.recent.append(record)
+            if self._also is not None:
+                self._also(record)
 
     def money(self) -> Iterable[tuple[Who, Money]]:
         """What was spent and avoided, by who."""
@@ -273,9 +296,8 @@ class RollUp:
         if one is None:
             one = self.sums[key] = Sum()
         one.add(record)
-        for status in record.cache:
-            result = "hit" if status.hit else "joined" if status.collapsed else status.forward
-            self.lookups[(status.layer, result or "miss")] += 1
+        for asked in lookups_of(record):
+            self.lookups[asked] += 1
 
     def _time(self, record: Record) -> None:
         _add(self.request_s, record.origin, record.seconds)
@@ -285,6 +307,14 @@ class RollUp:
         later = record.usage.completion_tokens - 1
         if later > 0 and record.origin not in _BY_ORIGIN and record.origin != NOBODY:
             _add(self.tpot_s, record.model, (record.seconds - record.ttft_s) / later)
+
+
+def lookups_of(record: Record) -> list[tuple[str, str]]:
+    """(layer, what came of it) of every layer that was asked."""
+    return [
+        (one.layer, "hit" if one.hit else "joined" if one.collapsed else one.forward or "miss")
+        for one in record.cache
+    ]
 
 
 def _add(series: dict[str, Durations], name: str, seconds: float) -> None:

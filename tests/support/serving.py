@@ -22,7 +22,17 @@ from gateway.catalog import ModelCard
 from gateway.configure import Loaded
 from gateway.observe.logs import LineWriter, build_log
 from gateway.server import DrainingServer, build_server
-from gateway.settings import Cascade, ExactCache, Keys, Limits, Model, Server, Settings, Tenant
+from gateway.settings import (
+    Cascade,
+    ExactCache,
+    Keys,
+    LedgerSettings,
+    Limits,
+    Model,
+    Server,
+    Settings,
+    Tenant,
+)
 from tests.support.fake import FakeModel
 
 NOWHERE = Path("nowhere")
@@ -38,6 +48,7 @@ def settings_for_tests(**changes: Any) -> Settings:
         exact=ExactCache(store="memory://"),
         keys=Keys(store="memory://"),
         limits=Limits(store="memory://"),
+        ledger=LedgerSettings(store="memory://"),
         tenants=(Tenant(name="default"),),
     )
     return replace(plain, **changes)

@@ -68,7 +68,7 @@ async def test_the_last_decisions_come_first_and_can_be_narrowed(running: Runnin
 async def test_an_unknown_request_is_a_404_that_says_what_is_kept(running: Running) -> None:
     reply = await running.client.get("/admin/decisions/nothing")
     assert reply.status_code == 404
-    assert "the last 1000 calls" in reply.json()["error"]["message"]
+    assert "oldest calls are forgotten" in reply.json()["error"]["message"]
 
 
 async def test_a_tenants_policy_states_its_promise_and_the_composed_bound(

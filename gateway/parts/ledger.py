@@ -1,0 +1,51 @@
+"""[ledger] → the account: what books, what adds up, and what keeps it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from gateway.catalog import ModelCard
+from gateway.observe.book_sqlite import SqliteBook
+from gateway.observe.journal import Journal
+from gateway.observe.keeper import Keeper
+from gateway.observe.ledger import Ledger
+from gateway.observe.logs import Log
+from gateway.observe.rollup import Prices
+from gateway.settings import LedgerSettings
+
+SQLITE = "sqlite:///"
+
+
+def places(settings: LedgerSettings) -> tuple[Path | None, Path | None]:
+    """The book's file and the journals' folder beside it; None: in memory."""
+    if not settings.store.startswith(SQLITE):
+        return None, None
+    path = Path(settings.store.removeprefix(SQLITE))
+    return path, path.with_name(f"{path.name}.journal")
+
+
+def open_book(settings: LedgerSettings) -> SqliteBook:
+    """Raises BookFault."""
+    book = SqliteBook(places(settings)[0], settings)
+    book.open()
+    return book
+
+
+def build_ledger(
+    settings: LedgerSettings, cards: Iterable[ModelCard], large: ModelCard, log: Log
+) -> tuple[Ledger, Keeper]:
+    """Opens nothing: `keeper.open` does."""
+    path, folder = places(settings)
+    journal = None if folder is None else Journal(folder, settings.journal_bytes, log.warning)
+    ledger = Ledger(journal.append if journal is not None else None)
+    keeper = Keeper(
+        ledger,
+        SqliteBook(path, settings),
+        Prices(cards, large),
+        folder=folder,
+        journal=journal,
+        save_s=settings.save_s,
+        on_event=log.warning,
+    )
+    return ledger, keeper

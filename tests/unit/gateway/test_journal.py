@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.contract import CacheStatus, Decision, Usage, Waste
+from gateway.observe.journal import (
+    Journal,
+    JournalFault,
+    Position,
+    check_writable,
+    claim,
+    find,
+    read_from,
+    release,
+    segments_of,
+)
+from gateway.observe.ledger import Record
+
+
+def record(number: int) -> Record:
+    return Record(
+        at=float(number),
+        id=f"r{number:04d}",
+        tenant="t",
+        model="large",
+        origin="large",
+        status=200,
+        usage=Usage(10, number),
+        seconds=0.5,
+        ttft_s=None,
+        cache=[CacheStatus("exact", forward="miss")],
+        decisions=[Decision("cascade", "large", "asked for")],
+        wasted=[Waste("small", Usage(10, 2), "too weak")],
+    )
+
+
+def opened(folder: Path, keep_bytes: int = 1 << 20, events: list[str] | None = None) -> Journal:
+    def tell(what: str, **_: Any) -> None:
+        (events if events is not None else []).append(what)
+
+    journal = Journal(folder, keep_bytes, tell)
+    journal.open()
+    return journal
+
+
+def test_what_was_appended_is_read_again_whole(tmp_path: Path) -> None:
+    journal = opened(tmp_path)
+    written = [record(number) for number in range(5)]
+    for one in written:
+        journal.append(one)
+    assert list(read_from(tmp_path / "0", None)) == written, "without closing"
+    journal.close()
+
+
+def test_reading_goes_on_where_a_saving_ended(tmp_path: Path) -> None:
+    journal = opened(tmp_path)
+    journal.append(record(1))
+    saved = journal.position()
+    journal.append(record(2))
+    assert [one.id for one in read_from(tmp_path / "0", saved)] == ["r0002"]
+    assert list(read_from(tmp_path / "0", journal.position())) == []
+    journal.close()
+
+
+@pytest.mark.parametrize("lost", [1, 7, 60])
+def test_a_torn_record_ends_the_segment_and_nothing_before_it_is_lost(
+    tmp_path: Path, lost: int
+) -> None:
+    journal = opened(tmp_path)
+    for number in range(3):
+        journal.append(record(number))
+    journal.close()
+    path = tmp_path / "0" / "00000001.journal"
+    os.truncate(path, path.stat().st_size - lost)
+    again = opened(tmp_path)
+    again.append(record(9))
+    assert [one.id for one in read_from(tmp_path / "0", None)] == ["r0000", "r0001", "r0009"]
+    again.close()
+
+
+def test_each_process_has_a_folder_of_its_own_and_takes_over_a_free_one(tmp_path: Path) -> None:
+    first, second = opened(tmp_path), opened(tmp_path)
+    assert (first.number, second.number) == (0, 1)
+    first.close()
+    third = opened(tmp_path)
+    assert third.number == 0
+    assert third.segment == 2, "never appended to what another process wrote"
+    assert claim(tmp_path / "1") is None
+    second.close()
+    lock = claim(tmp_path / "1")
+    assert lock is not None
+    release(lock)
+    third.close()
+
+
+def test_the_oldest_saved_segments_leave_and_unsaved_ones_stay(tmp_path: Path) -> None:
+    journal = opened(tmp_path, keep_bytes=16 * 4096)
+    for number in range(1000):
+        journal.append(record(number))
+        journal.position()
+    written = segments_of(tmp_path / "0")
+    journal.prune(Position(0, 3, 0))
+    assert segments_of(tmp_path / "0") == written[2:]
+    journal.prune(journal.position())
+    held = sum(path.stat().st_size for path in (tmp_path / "0").glob("*.journal"))
+    assert 8 * 4096 < held <= 16 * 4096
+    journal.close()
+
+
+def test_a_request_is_found_in_any_process_folder_and_segment(tmp_path: Path) -> None:
+    journals = [opened(tmp_path, keep_bytes=16 * 4096) for _ in range(2)]
+    for number in range(400):
+        journals[number % 2].append(record(number))
+        journals[number % 2].position()
+    assert find(tmp_path, "r0007") == [record(7)]
+    assert find(tmp_path, "r0398") == [record(398)]
+    assert find(tmp_path, "r000") == []
+    for one in journals:
+        one.close()
+
+
+def test_a_full_disk_is_told_once_and_costs_no_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    journal = opened(tmp_path, events=events)
+    journal.append(record(1))
+    write = os.write
+    with monkeypatch.context() as patched:
+        patched.setattr("os.write", lambda file, held: write(file, held[:9]))
+        journal.append(record(2))
+        journal.append(record(3))
+    journal.append(record(4))
+    assert events == ["ledger journal cannot be written"]
+    assert [one.id for one in read_from(tmp_path / "0", None)] == ["r0001", "r0004"]
+    journal.close()
+
+
+def test_a_folder_that_cannot_be_made_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(JournalFault, match=r"memory://"):
+        check_writable(tmp_path / "taken")
+    with pytest.raises(JournalFault, match=r"ledger\.store"):
+        opened(tmp_path / "taken")
