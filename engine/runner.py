@@ -117,5 +117,7 @@ def dtype_for(stored: torch.dtype) -> torch.dtype:
     Zen 5, a product of 32 rows takes 1.8 times as long in fp32, and keys and values twice the room.
     """
     able = torch.cpu.get_capabilities()
-    native = can_pack() and any(able.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    native = can_pack(torch.bfloat16) and any(
+        able.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16")
+    )
     return torch.bfloat16 if native and stored != torch.float32 else torch.float32

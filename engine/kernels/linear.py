@@ -125,11 +125,24 @@ def _cancelling(out: int, width: int, rows: int) -> tuple[Tensor, Tensor]:
 
 def linear(weight: Tensor, bias: Tensor | None = None) -> Linear:
     """The fastest that this weight's device and type have."""
-    fits = weight.device.type == "cpu" and weight.dtype in (torch.bfloat16, torch.float32)
-    return packed(weight, bias) if fits and can_pack() else plain(weight, bias)
+    fits = weight.device.type == "cpu" and can_pack(weight.dtype)
+    return packed(weight, bias) if fits else plain(weight, bias)
 
 
-def can_pack() -> bool:
+@functools.cache
+def can_pack(dtype: torch.dtype) -> bool:
+    """Whether this machine reorders weights of this type: asked by doing it once, since oneDNN
+    refuses bf16 on a CPU without AVX-512 (Zen 3 and older) only when it is handed a weight."""
+    if dtype not in (torch.bfloat16, torch.float32) or not _has_reorder():
+        return False
+    try:
+        _reordered(torch.zeros(16, 16, dtype=dtype), None)(torch.zeros(1, 16, dtype=dtype))
+    except RuntimeError:
+        return False
+    return True
+
+
+def _has_reorder() -> bool:
     built = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
     mkldnn = torch.ops.mkldnn
     return built and all(hasattr(mkldnn, name) for name in ("_linear_pointwise", PACK))

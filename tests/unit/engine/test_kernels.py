@@ -13,9 +13,16 @@ from engine.kernels.norm import rms_norm
 from engine.kernels.rotary import frequencies, rotate, table
 from engine.models.config import Rope
 
+PACKED = [
+    pytest.param(
+        dtype,
+        marks=pytest.mark.skipif(not can_pack(dtype), reason=f"this CPU does not pack {dtype}"),
+    )
+    for dtype in (torch.float32, torch.bfloat16)
+]
 
-@pytest.mark.skipif(not can_pack(), reason="torch was built without oneDNN")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+
+@pytest.mark.parametrize("dtype", PACKED)
 @pytest.mark.parametrize("rows", [1, 5, 32, 200])
 @pytest.mark.parametrize("biased", [False, True])
 def test_a_packed_product_equals_the_plain_one(dtype: torch.dtype, rows: int, biased: bool) -> None:
@@ -30,8 +37,7 @@ def test_a_packed_product_equals_the_plain_one(dtype: torch.dtype, rows: int, bi
 SHAPES = [(512, 1408), (256, 704), (96, 40), (64, 4096), (40, 33)]
 
 
-@pytest.mark.skipif(not can_pack(), reason="torch was built without oneDNN")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", PACKED)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_row_is_the_same_however_many_stand_beside_it(
     dtype: torch.dtype, shape: tuple[int, int]
@@ -69,8 +75,22 @@ def test_a_packed_product_does_not_need_the_weight_any_more() -> None:
     multiply = linear(weight)
     before = multiply(x)
     weight.zero_()
-    if can_pack():
+    if can_pack(weight.dtype):
         assert torch.equal(multiply(x), before)
+
+
+def test_a_cpu_that_refuses_to_reorder_multiplies_plainly(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_weight: torch.Tensor, _bias: object) -> Linear:
+        raise RuntimeError("bf16 path needs the cpu support avx512bw")
+
+    monkeypatch.setattr("engine.kernels.linear._reordered", refuse)
+    can_pack.cache_clear()
+    try:
+        weight, x = torch.randn(8, 4).bfloat16(), torch.randn(3, 4).bfloat16()
+        torch.testing.assert_close(linear(weight)(x), x @ weight.T)
+        assert not can_pack(torch.bfloat16)
+    finally:
+        can_pack.cache_clear()
 
 
 def test_a_type_that_cannot_be_packed_is_multiplied_plainly() -> None:
