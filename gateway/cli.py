@@ -1,9 +1,10 @@
-"""The command `sluice`: serve, doctor, keys, chat.
+"""The command `sluice`: serve, doctor, keys, calibrate, chat.
 
     sluice serve [--config sluice.toml] [--host H] [--port P] [--small PATH] [--large PATH]
     sluice doctor [--config sluice.toml]     the settings in force, and where each came from
     sluice doctor --tenant NAME              the policy that holds for a tenant, likewise
     sluice keys create|list|rotate|revoke    keys of tenants, in the store that the server reads
+    sluice calibrate --tenant T --data FILE  a cascade policy with a promise, from labelled requests
     sluice chat [--url URL] [--model NAME]   talk to a running server
 
 What an operator can mend (a setting, a checkpoint, a port in use) ends with one clear message and
@@ -46,7 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit status."""
     asked = _parser().parse_args(arguments)
     console = Console(stderr=True, highlight=False)
-    command = {"serve": _serve, "doctor": _doctor, "keys": _keys, "chat": _chat}[asked.command]
+    command = {"serve": _serve, "doctor": _doctor, "keys": _keys, "chat": _chat,
+               "calibrate": _calibrate}[asked.command]  # fmt: skip
     try:
         return command(asked, console)
     except BadSettings as error:
@@ -82,11 +84,31 @@ def _parser() -> argparse.ArgumentParser:
     add_arguments(
         commands.add_parser("keys", help="create, list, rotate and revoke keys of tenants")
     )
+    _add_calibrate_arguments(
+        commands.add_parser("calibrate", help="find a cascade policy with a promise, from labels")
+    )
     chat = commands.add_parser("chat", help="talk to a running server")
     chat.add_argument("--url", default="http://127.0.0.1:8080")
     chat.add_argument("--model", default="auto")
     chat.add_argument("--key", default=os.environ.get("SLUICE_KEY", ""), help="or SLUICE_KEY")
     return parser
+
+
+def _add_calibrate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config", type=Path, help="settings; default ./sluice.toml if there is one"
+    )
+    parser.add_argument("--tenant", required=True, help="whose requests were labelled")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="labelled requests as JSON lines, also .gz"
+    )
+    parser.add_argument("--target", type=float, help="quality that may be lost; 0.01 is a point")
+    parser.add_argument("--delta", type=float, help="how probably the target may be missed")
+    parser.add_argument(
+        "--hold-tokens", type=int, help="what the judge sees of small's answer; 0: all of it"
+    )
+    parser.add_argument("--out", type=Path, help="write the policy there, for whomever")
+    parser.add_argument("--seed", type=int, default=0, help="of the split into two halves")
 
 
 def _load(asked: argparse.Namespace) -> Loaded:
@@ -295,6 +317,20 @@ def _keys(asked: argparse.Namespace, console: Console) -> int:
     try:
         run_keys(asked, load(config, environ=os.environ).settings, console)
     except (KeyRefused, KeyStoreFault) as error:
+        raise _Mendable(str(error)) from None
+    return 0
+
+
+# --------------------------------------------------------------------------- calibrate
+
+
+def _calibrate(asked: argparse.Namespace, console: Console) -> int:
+    from gateway.calibrate_command import CannotCalibrate, run  # noqa: PLC0415 - not to serve
+
+    config = asked.config or (CONFIG if CONFIG.exists() else None)
+    try:
+        run(asked, load(config, environ=os.environ).settings, console)
+    except CannotCalibrate as error:
         raise _Mendable(str(error)) from None
     return 0
 
