@@ -213,9 +213,9 @@ class Embedder:
     ) -> None:
         self._encoder = encoder
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="embed")
-        self._memo: OrderedDict[str, Vector] = OrderedDict()
+        self._memo: OrderedDict[tuple[str, str], Vector] = OrderedDict()
         self._memo_size = memo
-        self._pending: dict[str, asyncio.Future[Vector]] = {}
+        self._pending: dict[tuple[str, str], asyncio.Future[Vector]] = {}
         self._max_waiting = max_waiting
         self.problem = "" if encoder is not None else "the embedder is being prepared"
         """Why there are no vectors yet; empty when there are."""
@@ -254,29 +254,31 @@ class Embedder:
     def waiting(self) -> int:
         return len(self._pending)
 
-    async def embed(self, text: str) -> Vector:
-        """The vector of `text`. Raises TextTooLong, TextForeign, Busy or NotReady. The caller does
-        not write into it."""
-        known = self._memo.get(text)
+    async def embed(self, text: str, scope: str) -> Vector:
+        """The vector of `text`, remembered for those of one `scope`: who shares nothing must not
+        learn, by how long it takes, what others have asked. Raises TextTooLong, TextForeign, Busy
+        or NotReady. The caller does not write into it."""
+        key = (scope, text)
+        known = self._memo.get(key)
         if known is not None:
-            self._memo.move_to_end(text)
+            self._memo.move_to_end(key)
             return known
-        pending = self._pending.get(text)
+        pending = self._pending.get(key)
         if pending is None:
             if len(self._pending) >= self._max_waiting:
                 raise Busy(f"{len(self._pending)} texts are waiting to be embedded")
             loop = asyncio.get_running_loop()
             pending = loop.run_in_executor(self._thread, self.encoder.encode, text)
-            self._pending[text] = pending
-            pending.add_done_callback(lambda done: self._settle(text, done))
+            self._pending[key] = pending
+            pending.add_done_callback(lambda done: self._settle(key, done))
         # Shielded: whoever hangs up must not take the vector from the others.
         return await asyncio.shield(pending)
 
-    def _settle(self, text: str, done: asyncio.Future[Vector]) -> None:
-        del self._pending[text]
+    def _settle(self, key: tuple[str, str], done: asyncio.Future[Vector]) -> None:
+        del self._pending[key]
         if done.cancelled() or done.exception() is not None:
             return
-        self._memo[text] = done.result()
+        self._memo[key] = done.result()
         if len(self._memo) > self._memo_size:
             self._memo.popitem(last=False)
 

@@ -173,7 +173,7 @@ class Semantic:
             return None
         started = time.perf_counter()
         try:
-            vector = await self._embedder.embed(question)
+            vector = await self._embedder.embed(question, call.scope)
         except EmbedError as error:
             queue = "the embedder is busy" if isinstance(error, Busy) else str(error)
             _pass(trail, "bypass", queue)

@@ -8,9 +8,10 @@ differs for the very same words shows that the old one is out of date.
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from cache.agree import Embed, Judge, agree, text_of
+from cache.agree import Judge, agree, text_of
 from cache.embed import Vector
 from cache.replay import Recording
 from cache.space import SUPERSEDED, Seen, Space
@@ -31,8 +32,12 @@ class Asked:
     verdict: Verdict | None
 
 
+EmbedFor = Callable[[str, str], Awaitable[Vector]]
+"""(text, for whom it may be remembered) → its vector: cache/embed.py."""
+
+
 class Teacher:
-    def __init__(self, embed: Embed, judge: Judge | None = None) -> None:
+    def __init__(self, embed: EmbedFor, judge: Judge | None = None) -> None:
         self._embed = embed
         self._judge = judge
 
@@ -79,7 +84,7 @@ class Teacher:
             asked.question,
             text_of(recording),
             text_of(group.recording),
-            embed=self._embed,
+            embed=lambda text: self._embed(text, asked.namespace.hex()),
             judge=self._judge if book else None,
         )
         if book:

@@ -4,8 +4,9 @@ Problem. What an exact cache exists for comes again byte for byte, and reading i
 answering it: decode, check, build the Call, pack and hash it.
 
 Choice. Parsing is a function of the body alone, and the Calls are one of the body and their Place.
-Both are remembered for the last small bodies, in the C of `functools.lru_cache`; the same Call
-object then finds its key without packing (Shelf.key).
+Both are remembered for the last small bodies of each tenant, in the C of `functools.lru_cache`; the
+same Call object then finds its key without packing (Shelf.key). Of each tenant, because a body that
+somebody else has sent would be read in a moment, which can be timed.
 
 Rejected: remembering the answer or its key by the body, as a cache in front of the cache: what is
 not in the body (scope, weights, policy) would have to be, and sooner or later something would not.
@@ -16,6 +17,7 @@ Whoever sends Cache-Control is not remembered: no-store means here what it says.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import msgspec
@@ -27,12 +29,16 @@ BODY_BYTES = 8 * 1024
 PLACES = 4
 
 
-def remembering(parse: Parse) -> Parse:
-    """`parse`, with a memory. A body that cannot be parsed is read anew each time."""
+def remembering(parse: Parse) -> Callable[[str, bytes], Asked]:
+    """`parse`, with a memory for each tenant, whose name comes first. A body that cannot be parsed
+    is read anew each time."""
 
     @lru_cache(maxsize=BODIES)
-    def remembered(body: bytes) -> Asked:
+    def remembered(tenant: str, body: bytes) -> Asked:  # noqa: ARG001 - a part of what is asked for
         asked = parse(body)
         return msgspec.structs.replace(asked, calls=lru_cache(maxsize=PLACES)(asked.calls))
 
-    return lambda body: remembered(body) if len(body) <= BODY_BYTES else parse(body)
+    def again(tenant: str, body: bytes) -> Asked:
+        return remembered(tenant, body) if len(body) <= BODY_BYTES else parse(body)
+
+    return again

@@ -61,6 +61,8 @@ class Asked(msgspec.Struct, frozen=True):
 
 
 Parse = Callable[[bytes], Asked]
+ParseAgain = Callable[[str, bytes], Asked]
+"""With the tenant's name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,7 @@ class Edge:
 class Endpoint:
     """POST on one path."""
 
-    def __init__(self, edge: Edge, parse: Parse, parse_again: Parse) -> None:
+    def __init__(self, edge: Edge, parse: Parse, parse_again: ParseAgain) -> None:
         """`parse_again` is `parse` with a memory (api/again.py)."""
         self._edge = edge
         self._parse = parse
@@ -118,7 +120,8 @@ class Endpoint:
         exchange.tenant = tenant.name
         check_length(given.get(b"content-length"), edge.server.max_body_bytes)
         body = await read_body(exchange.receive, edge.server.max_body_bytes)
-        asked = (self._parse if b"cache-control" in given else self._parse_again)(body)
+        remembered = b"cache-control" not in given
+        asked = self._parse_again(tenant.name, body) if remembered else self._parse(body)
         trail = self._trail(exchange, tenant)
         calls = asked.calls(self._place(exchange, asked, tenant, trail))
         first = calls[0]

@@ -19,6 +19,7 @@ from tests.support.program import ROOT
 
 BUNDLED = ROOT / "demo"
 ALICE, BOB, LIMITED, SHARED = "sk-alice", "sk-bob", "sk-limited", "sk-shared"
+LEFT, RIGHT = "sk-left", "sk-right"
 """Keys of the tenants below. A caller without a key is the tenant "default"."""
 MAX_BODY_BYTES = 1 << 20
 MAX_RUNNING = 8
@@ -79,6 +80,16 @@ rpm = 1
 name = "shared"
 keys = ["{shared}"]
 cache_scope = "user"
+
+[[tenants]]
+name = "left"
+keys = ["{left}"]
+cache_scope = "group:pair"
+
+[[tenants]]
+name = "right"
+keys = ["{right}"]
+cache_scope = "group:pair"
 """
 
 
@@ -107,6 +118,8 @@ class Models:
             bob=_hash(BOB),
             limited=_hash(LIMITED),
             shared=_hash(SHARED),
+            left=_hash(LEFT),
+            right=_hash(RIGHT),
         )
 
     def never_stops(self) -> dict[str, int]:

@@ -36,24 +36,32 @@ async def embedder(encoder: BagEncoder) -> AsyncIterator[Embedder]:
 
 
 async def test_a_text_is_embedded_once(embedder: Embedder, encoder: BagEncoder) -> None:
-    first = await embedder.embed("hello there")
-    again = await embedder.embed("hello there")
+    first = await embedder.embed("hello there", "s")
+    again = await embedder.embed("hello there", "s")
     assert again is first
     assert encoder.encoded == ["hello there"]
+
+
+async def test_what_one_scope_has_asked_is_not_embedded_faster_for_another(
+    embedder: Embedder, encoder: BagEncoder
+) -> None:
+    await asyncio.gather(embedder.embed("hello", "tenant:a"), embedder.embed("hello", "tenant:b"))
+    await embedder.embed("hello", "tenant:c")
+    assert encoder.encoded == ["hello"] * 3
 
 
 async def test_the_memo_forgets_the_least_recently_used(
     embedder: Embedder, encoder: BagEncoder
 ) -> None:
     for text in ("a", "b", "c", "a", "d", "a", "b"):
-        await embedder.embed(text)
+        await embedder.embed(text, "s")
     assert encoder.encoded == ["a", "b", "c", "d", "b"]
 
 
 async def test_those_who_ask_for_the_same_text_at_once_share_one_encoding(
     embedder: Embedder, encoder: BagEncoder
 ) -> None:
-    vectors = await asyncio.gather(*(embedder.embed("same") for _ in range(10)))
+    vectors = await asyncio.gather(*(embedder.embed("same", "s") for _ in range(10)))
     assert encoder.encoded == ["same"]
     assert all(vector is vectors[0] for vector in vectors)
 
@@ -62,13 +70,13 @@ async def test_a_long_queue_is_refused_and_recovers(
     embedder: Embedder, encoder: BagEncoder
 ) -> None:
     encoder.gate = threading.Event()
-    waiting = [asyncio.create_task(embedder.embed(text)) for text in ("a", "b")]
+    waiting = [asyncio.create_task(embedder.embed(text, "s")) for text in ("a", "b")]
     await asyncio.sleep(0)
     with pytest.raises(Busy, match="2 texts are waiting"):
-        await embedder.embed("c")
+        await embedder.embed("c", "s")
     encoder.gate.set()
     await asyncio.gather(*waiting)
-    await embedder.embed("c")
+    await embedder.embed("c", "s")
     assert encoder.encoded == ["a", "b", "c"]
 
 
@@ -76,8 +84,8 @@ async def test_who_hangs_up_does_not_take_the_vector_from_others(
     embedder: Embedder, encoder: BagEncoder
 ) -> None:
     encoder.gate = threading.Event()
-    leaver = asyncio.create_task(embedder.embed("a"))
-    stayer = asyncio.create_task(embedder.embed("a"))
+    leaver = asyncio.create_task(embedder.embed("a", "s"))
+    stayer = asyncio.create_task(embedder.embed("a", "s"))
     await asyncio.sleep(0)
     leaver.cancel()
     encoder.gate.set()
@@ -90,7 +98,7 @@ async def test_a_refused_text_is_not_remembered_as_an_answer(encoder: BagEncoder
     embedder = Embedder(encoder)
     for _ in range(2):
         with pytest.raises(TextTooLong):
-            await embedder.embed("one two three")
+            await embedder.embed("one two three", "s")
     assert embedder.waiting == 0
     embedder.close()
 

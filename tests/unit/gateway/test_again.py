@@ -28,21 +28,29 @@ class Counted:
 def test_the_same_body_is_parsed_once() -> None:
     parse = Counted()
     again = remembering(parse)
-    assert again(BODY).calls(HERE) is again(bytes(bytearray(BODY))).calls(HERE)
+    assert again("a", BODY).calls(HERE) is again("a", bytes(bytearray(BODY))).calls(HERE)
     assert parse.count == 1
 
 
 def test_the_same_body_of_another_tenant_is_another_call() -> None:
     again = remembering(Counted())
-    assert again(BODY).calls(HERE)[0].scope == "tenant:a"
-    assert again(BODY).calls(THERE)[0].scope == "tenant:b"
+    assert again("a", BODY).calls(HERE)[0].scope == "tenant:a"
+    assert again("a", BODY).calls(THERE)[0].scope == "tenant:b"
+
+
+def test_what_one_tenant_has_sent_is_not_read_faster_for_another() -> None:
+    parse = Counted()
+    again = remembering(parse)
+    again("a", BODY)
+    again("b", BODY)
+    assert parse.count == 2
 
 
 def test_what_is_remembered_is_what_is_parsed() -> None:
     parse = Counted()
     again = remembering(parse)
-    again(BODY)
-    assert again(BODY).calls(HERE) == parse(BODY).calls(HERE)
+    again("a", BODY)
+    assert again("a", BODY).calls(HERE) == parse(BODY).calls(HERE)
 
 
 def test_a_bad_body_is_refused_each_time() -> None:
@@ -50,7 +58,7 @@ def test_a_bad_body_is_refused_each_time() -> None:
     again = remembering(parse)
     for _ in range(2):
         with pytest.raises(BadCall):
-            again(b"{")
+            again("a", b"{")
     assert parse.count == 2
 
 
@@ -58,6 +66,6 @@ def test_a_long_body_is_not_remembered() -> None:
     parse = Counted()
     again = remembering(parse)
     long = BODY.replace(b"hi", b"x" * BODY_BYTES)
-    again(long)
-    again(long)
+    again("a", long)
+    again("a", long)
     assert parse.count == 2

@@ -51,11 +51,11 @@ async def test_until_it_is_loaded_an_embedder_refuses_and_says_why() -> None:
     embedding, _ = embedding_of(maker)
     embedding.begin()
     with pytest.raises(NotReady, match="being prepared"):
-        await embedding.embedder.embed("hello")
+        await embedding.embedder.embed("hello", "s")
     maker.may.set()
     embedder = await embedding.ready()
     assert embedder.ready
-    assert (await embedder.embed("hello")).shape == (embedder.dimensions,)
+    assert (await embedder.embed("hello", "s")).shape == (embedder.dimensions,)
     await embedding.stop()
 
 
@@ -74,7 +74,7 @@ async def test_one_that_cannot_be_loaded_is_told_and_breaks_nothing() -> None:
     embedding, lines = embedding_of(maker)
     embedder = await embedding.ready()
     with pytest.raises(NotReady, match="no such model"):
-        await embedder.embed("hello")
+        await embedder.embed("hello", "s")
     assert "embedder unusable" in lines.text
     await embedding.stop()
 

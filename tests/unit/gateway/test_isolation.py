@@ -1,0 +1,166 @@
+"""Tenants through the caches: what one asks is as if nobody had, to who shares nothing with it.
+
+Not "no hit" alone: the whole reply that a tenant gets after another has asked is compared with the
+one that it gets where nobody has. And the other way round, those who share do see each other, or
+the comparison would hold for a gateway that caches nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.catalog import scope_of
+from gateway.settings import Tenant
+from tests.support.fake import FakeModel
+from tests.support.serving import Running, serving, settings_for_tests
+
+DURATION = re.compile(r"dur=[\d.]+")
+SCOPES = {
+    "ann": "tenant", "ben": "tenant", "left": "group:pair", "right": "group:pair",
+    "other": "group:other", "users": "user", "pub": "public", "pub2": "public",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Who:
+    tenant: str
+    user: str = ""
+
+
+STRANGERS = [
+    (Who("ann"), Who("ben")),
+    (Who("ann"), Who("left")),
+    (Who("left"), Who("ann")),
+    (Who("left"), Who("other")),
+    (Who("pub"), Who("ann")),
+    (Who("ann"), Who("pub")),
+    (Who("users", "u1"), Who("users", "u2")),
+    (Who("users", "u1"), Who("users")),
+    (Who("users"), Who("users")),
+    (Who("users", "ann"), Who("ann", "ann")),
+    (Who("ann"), Who("users", "ann")),
+]
+FRIENDS = [
+    (Who("ann"), Who("ann")),
+    (Who("left"), Who("right")),
+    (Who("pub"), Who("pub2")),
+    (Who("users", "u1"), Who("users", "u1")),
+]
+
+
+def tenants() -> tuple[Tenant, ...]:
+    return tuple(
+        Tenant(name=name, keys=(hashlib.sha256(name.encode()).hexdigest(),), cache_scope=scope)
+        for name, scope in SCOPES.items()
+    )
+
+
+async def ask(running: Running, who: Who, text: str = "hello", **more: Any) -> httpx.Response:
+    body = {"model": "small", "messages": [{"role": "user", "content": text}], **more}
+    if who.user:
+        body["user"] = who.user
+    headers = {"authorization": f"Bearer {who.tenant}"}
+    return await running.client.post("/v1/chat/completions", json=body, headers=headers)
+
+
+def told(reply: httpx.Response) -> tuple[Any, ...]:
+    """All that a reply tells, but for ids and clocks. Of Server-Timing: which stages there were."""
+    headers = {
+        name: DURATION.sub("dur=", value)
+        for name, value in reply.headers.items()
+        if name not in {"date", "x-request-id"}
+    }
+    body = re.sub(r'"(id|created)":"?[\w-]+"?', "", DURATION.sub("dur=", reply.text))
+    return reply.status_code, headers, body
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("one", "two"), STRANGERS)
+async def test_a_strangers_question_changes_nothing_in_the_answer(
+    one: Who, two: Who, stream: bool
+) -> None:
+    settings = settings_for_tests(tenants=tenants())
+    async with serving(settings) as running:
+        alone = told(await ask(running, two, stream=stream))
+    async with serving(settings) as running:
+        for _ in range(2):
+            await ask(running, one, stream=stream)
+        assert told(await ask(running, two, stream=stream)) == alone
+
+
+@pytest.mark.parametrize(("one", "two"), FRIENDS)
+async def test_who_shares_a_scope_shares_answers(one: Who, two: Who) -> None:
+    async with serving(settings_for_tests(tenants=tenants())) as running:
+        await ask(running, one)
+        reply = await ask(running, two)
+        assert reply.headers["sluice-origin"] == "exact"
+        assert reply.headers["cache-status"].startswith("exact; hit")
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "generations"),
+    [(*pair, 2) for pair in STRANGERS] + [(*pair, 1) for pair in FRIENDS],
+)
+async def test_only_those_who_share_a_scope_join_a_generation_in_flight(
+    one: Who, two: Who, generations: int
+) -> None:
+    slow = FakeModel(pause_s=0.02)
+    async with serving(settings_for_tests(tenants=tenants()), {"small": slow, "large": slow}) as on:
+        first, second = await asyncio.gather(ask(on, one), ask(on, two))
+        assert len(slow.calls) == generations
+        collapsed = [reply.headers["cache-status"].count("collapsed") for reply in (first, second)]
+        assert sum(collapsed) == 2 - generations
+
+
+async def test_nobody_can_put_an_answer_into_anothers_cache() -> None:
+    """The model answers each time something else: a poisoned answer would show."""
+    count = iter(range(100))
+    model = FakeModel(lambda _: [f"answer {next(count)}"])
+    async with serving(
+        settings_for_tests(tenants=tenants()), {"small": model, "large": model}
+    ) as on:
+        bens = (await ask(on, Who("ben"))).json()["choices"]
+        for _ in range(3):
+            headers = {"authorization": "Bearer ann", "cache-control": "no-cache",
+                       "sluice-tags": "ben,tenant:ben"}  # fmt: skip
+            body = {"model": "small", "messages": [{"role": "user", "content": "hello"}],
+                    "user": "ben"}  # fmt: skip
+            await on.client.post("/v1/chat/completions", json=body, headers=headers)
+        again = await ask(on, Who("ben"))
+        assert again.headers["sluice-origin"] == "exact"
+        assert again.json()["choices"] == bens
+
+
+names = st.from_regex(r"[A-Za-z0-9._-]{1,12}", fullmatch=True)
+identities = st.tuples(
+    names,
+    st.one_of(
+        st.sampled_from(["tenant", "user", "public"]), names.map(lambda name: f"group:{name}")
+    ),
+    st.one_of(st.none(), st.text(max_size=12), names),
+)
+
+
+@given(identities, identities)
+def test_scopes_are_equal_only_where_the_settings_say_so(
+    one: tuple[str, str, str | None], two: tuple[str, str, str | None]
+) -> None:
+    """Whatever a caller calls its users, and however tenants and groups are named."""
+    scopes = [scope_of(Tenant(name=n, cache_scope=kind), user) for n, kind, user in (one, two)]
+    if None in scopes or scopes[0] != scopes[1]:
+        return
+    (name, kind, user), (other_name, other_kind, other_user) = one, two
+    assert kind == other_kind
+    if kind in {"tenant", "user"}:
+        assert name == other_name
+    if kind == "user":
+        assert user == other_user
