@@ -9,7 +9,7 @@ CONFIG ?=
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check fmt bench demo-smoke clean
+.PHONY: help setup run test gpu-test check fmt bench demo-smoke clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -20,6 +20,9 @@ run: .venv/.run  ## serve the bundled models on http://127.0.0.1:8080
 
 test: .venv/.dev  ## every test that this machine can run
 	$(BIN)/pytest --cov --cov-report=term:skip-covered
+
+gpu-test:  ## every GPU kernel against its twin, on a machine with a GPU: PYTHON needs torch, triton, pytest
+	$(PYTHON) -m pytest -q tests/gpu
 
 check: .venv/.dev  ## format, lint, types, import rules, unit and contract tests: about a minute
 	$(BIN)/ruff format --check .

@@ -22,19 +22,27 @@ from engine.kernels.gpu.prefix import (
     prefix_twin,
 )
 from radix import Shared
-from tests.gpu.conftest import INTERPRETED
-from tests.support.gpu_cases import Heads, Paged, assert_close, exact, paged, poisoned, randn
+from tests.support.gpu_cases import (
+    DTYPES,
+    INTERPRETED,
+    Heads,
+    Paged,
+    assert_close,
+    exact,
+    grid,
+    paged,
+    poisoned,
+    randn,
+)
 
 SHAPES = [Heads(4, 1, 64), Heads(8, 8, 128), Heads(14, 2, 64), Heads(6, 2, 80), Heads(32, 8, 128)]
 PAGE_SIZES = [16, 8, 64, 1]
 if INTERPRETED:
     SHAPES, PAGE_SIZES = [Heads(4, 2, 32), Heads(7, 1, 24)], [16, 4]
 
-LENGTHS = {
-    "one": [1],
-    "ragged": [37, 1, 0, 128, 300, 64, 65],
-    "long": [2500, 3, 1100] if not INTERPRETED else [700, 3, 330],
-}
+LENGTHS = [[1], [37, 1, 0, 128, 300, 64, 65], [2500, 3, 1100], [129] * 40]
+if INTERPRETED:
+    LENGTHS = [[1], [37, 0, 130], [300, 3]]
 
 
 def scratch_for(rows: int, shape: Heads, device: str) -> Scratch:
@@ -48,11 +56,11 @@ def scale_of(shape: Heads) -> float:
     return float(shape.head_dim**-0.5)
 
 
-@pytest.mark.parametrize("window", [0, 50])
-@pytest.mark.parametrize("splits", [4, 16, 32])
-@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS.keys())
-@pytest.mark.parametrize("page_size", PAGE_SIZES)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(
+    ("shape", "page_size", "lengths", "splits", "window", "dtype"),
+    grid(SHAPES, PAGE_SIZES, LENGTHS, [4, 16, 32], [0, 50], DTYPES),
+    ids=str,
+)
 def test_decode_reads_each_row_s_own_pages(
     shape: Heads,
     page_size: int,
@@ -79,21 +87,22 @@ def test_decode_reads_each_row_s_own_pages(
     assert not scratch.counters.any()
 
 
-CHUNKS = {  # (new tokens, context before them)
-    "prompt": [(70, 0)],
-    "one token": [(1, 40)],
-    "warm": [(5, 600)],
-    "ragged": [(33, 0), (1, 200), (130, 15), (0, 0), (16, 64)],
-}
+CHUNKS = [  # (new tokens, context before them)
+    [(70, 0)],
+    [(1, 40)],
+    [(5, 600)],
+    [(33, 0), (1, 200), (130, 15), (0, 0), (16, 64)],
+    [(700, 0), (300, 900)],
+]
 if INTERPRETED:
-    CHUNKS["ragged"] = [(9, 0), (1, 200), (40, 15), (0, 0)]
+    CHUNKS = [[(20, 0)], [(5, 600)], [(9, 0), (1, 80), (20, 15), (0, 0)]]
 
 
-@pytest.mark.parametrize("window", [0, 50])
-@pytest.mark.parametrize("splits", [1, 4])
-@pytest.mark.parametrize("chunks", CHUNKS.values(), ids=CHUNKS.keys())
-@pytest.mark.parametrize("page_size", PAGE_SIZES)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(
+    ("shape", "page_size", "chunks", "splits", "window", "dtype"),
+    grid(SHAPES, PAGE_SIZES, CHUNKS, [1, 4], [0, 50, 0], DTYPES),
+    ids=str,
+)
 def test_prefill_attends_to_what_came_before_and_to_itself(
     shape: Heads,
     page_size: int,
@@ -154,31 +163,33 @@ def shared_case(
     return Paged(base.kv, tables.to(device), device_lengths), plans
 
 
-GROUPS = {
-    "all": ([(6, 256)], [5, 1, 70, 33, 16, 17]),
-    "two and a loner": ([(3, 64), (20, 320)], [9] * 12 + [100] * 12),
-    "more splits than blocks": ([(2, 64)], [1, 2]),
-    "none": ([], [40, 2]),
-}
+GROUPS = [
+    ([(6, 256)], [5, 1, 70, 33, 16, 17]),
+    ([(3, 64), (20, 320)], [9] * 12 + [100] * 12),
+    ([(2, 64)], [1, 2]),
+    ([], [40, 2]),
+]
 if INTERPRETED:
-    GROUPS["two and a loner"] = ([(2, 64), (9, 128)], [9] * 6 + [70] * 6)
+    GROUPS = [([(3, 128)], [5, 1, 70]), ([(2, 64), (3, 128)], [9, 9, 70, 3, 3, 3]), ([], [2])]
 
 
-@pytest.mark.parametrize(("groups", "own"), GROUPS.values(), ids=GROUPS.keys())
-@pytest.mark.parametrize("page_size", [16, 64])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(
+    ("shape", "page_size", "case", "dtype"),
+    grid(SHAPES, [16, 64], GROUPS, DTYPES, most=32),
+    ids=str,
+)
 def test_a_shared_prefix_is_merged_with_each_row_s_own_context(
     shape: Heads,
     page_size: int,
-    groups: list[tuple[int, int]],
-    own: list[int],
+    case: tuple[list[tuple[int, int]], list[int]],
     dtype: torch.dtype,
     device: str,
 ) -> None:
-    case, plans = shared_case(groups, own, page_size, shape, dtype, device)
+    groups, own = case
+    batch, plans = shared_case(groups, own, page_size, shape, dtype, device)
     rows, width = len(own), shape.heads * shape.head_dim
     plan = PrefixPlan.make(
-        rows + 2, 3, case.tables.shape[1], page_size=page_size, heads=shape.heads,
+        rows + 2, 3, batch.tables.shape[1], page_size=page_size, heads=shape.heads,
         kv_heads=shape.kv_heads, device=device,
     )  # fmt: skip
     plan.fill(plans)
@@ -187,16 +198,16 @@ def test_a_shared_prefix_is_merged_with_each_row_s_own_context(
     out = poisoned(rows, width, dtype=dtype, device=device)
     scratch = scratch_for(rows, shape, device)
     for _ in range(2):
-        prefix_attention(q, case.kv, plan, scratch, scale=scale_of(shape), splits=4)
+        prefix_attention(q, batch.kv, plan, scratch, scale=scale_of(shape), splits=4)
         decode_attention(
-            q, case.kv, case.tables, case.lengths, out, scratch,
+            q, batch.kv, batch.tables, batch.lengths, out, scratch,
             splits=4, scale=scale_of(shape), starts=plan.starts, prefix_splits=4,
         )  # fmt: skip
     wanted = decode_twin(
-        q.double(), exact(case.kv), case.tables, case.lengths, scale=scale_of(shape)
+        q.double(), exact(batch.kv), batch.tables, batch.lengths, scale=scale_of(shape)
     )
     assert_close(out, wanted, dtype)
-    part, lse = prefix_twin(q.double(), exact(case.kv), plans, scale=scale_of(shape))
+    part, lse = prefix_twin(q.double(), exact(batch.kv), plans, scale=scale_of(shape))
     slot = scratch.lse[: 4 * rows * shape.heads].view(4, rows, shape.heads)
     for group in plans:
         found = torch.logsumexp(slot[:, list(group.rows)].double() * np.log(2), dim=0)

@@ -2,16 +2,39 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import os
+import random
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from engine.pool import LayerKV
 
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DTYPES = (
+    [torch.float16, torch.float32]
+    if INTERPRETED
+    else [torch.bfloat16, torch.float32, torch.float16]
+)
+"""The interpreter multiplies bf16 by its bits; fp16 takes the same path through a kernel."""
+
 LIMITS = {torch.float32: 1e-5, torch.bfloat16: 8e-3, torch.float16: 1.5e-3}
 """‖out − ref‖ / ‖ref‖ against float64: rounding of the result, and of the weights of a softmax."""
+
+
+def grid(*axes: Sequence[Any], most: int = 48) -> list[tuple[Any, ...]]:
+    """Combinations of the axes' values: on a GPU, where each is compiled, `most` drawn from all; in
+    the interpreter, which is thousands of times slower, as many as show each value once."""
+    if INTERPRETED:
+        longest = max(len(axis) for axis in axes)
+        return [tuple(axis[at % len(axis)] for axis in axes) for at in range(longest)]
+    whole = list(itertools.product(*axes))
+    return random.Random(0).sample(whole, min(most, len(whole)))
 
 
 def relative_error(out: Tensor, reference: Tensor) -> float:

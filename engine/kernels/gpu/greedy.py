@@ -61,10 +61,10 @@ def _greedy(
     if tl.atomic_add(counters + row, 1, sem="acq_rel") == BLOCKS - 1:
         each = tl.arange(0, WIDTH)
         inside = each < BLOCKS
-        values = tl.load(best_values + row * BLOCKS + each, mask=inside, other=float("-inf"))
-        ids = tl.load(best_tokens + row * BLOCKS + each, mask=inside, other=2147483647)
-        value, token = first_of_largest(values, ids)
-        tl.store(tokens + row, tl.minimum(token, vocab - 1))
+        bests = tl.load(best_values + row * BLOCKS + each, mask=inside, other=float("-inf"))
+        whose = tl.load(best_tokens + row * BLOCKS + each, mask=inside, other=2147483647)
+        _, first = first_of_largest(bests, whose)
+        tl.store(tokens + row, tl.minimum(first, vocab - 1))
         tl.store(counters + row, 0)
 
 

@@ -92,13 +92,13 @@ def _rope_store(
     tl.store(there, first.to(dtype), mask=mask)
     tl.store(there + D // 2, second.to(dtype), mask=mask)
 
-    stored = mask & (slot >= 0)
-    kept = slot * KV_HEADS * D + heads[:, None] * D + dims[None, :]
-    tl.store(k_slots + kept, first.to(dtype), mask=stored)
-    tl.store(k_slots + kept + D // 2, second.to(dtype), mask=stored)
-    first, second = head_halves(start + (HEADS + KV_HEADS) * D, heads, dims, mask, D)
-    tl.store(v_slots + kept, first.to(dtype), mask=stored)
-    tl.store(v_slots + kept + D // 2, second.to(dtype), mask=stored)
+    if slot >= 0:
+        kept = slot * KV_HEADS * D + heads[:, None] * D + dims[None, :]
+        tl.store(k_slots + kept, first.to(dtype), mask=mask)
+        tl.store(k_slots + kept + D // 2, second.to(dtype), mask=mask)
+        first, second = head_halves(start + (HEADS + KV_HEADS) * D, heads, dims, mask, D)
+        tl.store(v_slots + kept, first.to(dtype), mask=mask)
+        tl.store(v_slots + kept + D // 2, second.to(dtype), mask=mask)
 
 
 def rope_store(

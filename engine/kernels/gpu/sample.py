@@ -5,9 +5,10 @@
     draw     (row)         blocks together; where there are cuts, rounds of races; log-probability
 
 The race: token i arrives at E_i / p_i, the first wins; with Gumbel's form the largest of score −
-log E is the same token in one pass, before any normalisation. The E_i are Philox4x64 keyed by
-(seed, position), word i for token i, bit for bit what numpy's gives: a seeded sample means the same
-on the CPU and here, up to the rounding of logits.
+log E is the same token in one pass, before any normalisation. The E_i come from Philox4x64 keyed by
+(seed, position), word i for token i, the bits that numpy's gives: they depend on nothing that
+shares the batch. (engine/sampler.py makes its E_i of those bits by numpy's ziggurat, so one seed
+draws other tokens there, from the same distribution.)
 
 Cuts without sorting. What top-k, top-p and min-p keep is always the set of all tokens above some
 score, so a race among all whose winner is kept is the race among the kept. If the winner w is not
@@ -29,6 +30,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
@@ -329,15 +331,55 @@ def sample(
     )  # fmt: skip
 
 
-@triton.jit
-def _count_tokens(counts, count_slot, tokens, vocab):
-    row = tl.program_id(0)
-    slot = tl.load(count_slot + row).to(tl.int64)
+def arrivals_twin(seed: int, position: int, vocab: int) -> Tensor:
+    """fp64 [vocab]: when each token arrives, if all were equally likely."""
+    key = np.array([seed % 2**64, position], dtype=np.uint64)
+    words = np.random.Philox(key=key).random_raw(vocab).astype(np.float64)
+    part = np.minimum(words * 2.0**-64, 1.0 - 2.0**-24)
+    return torch.from_numpy(np.maximum(-np.log1p(-part), 1e-30))
+
+
+def sample_twin(
+    logits: Tensor, inputs: SampleInputs, counts: Tensor, biases: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Tokens and log-probabilities, row by row, in fp64 on the CPU and with a sort."""
+    tokens, logprobs = [], []
+    for row, own in enumerate(logits.double().cpu()):
+        score = _adjusted_twin(own.clone(), inputs, row, counts.cpu(), biases.cpu())
+        temperature, k = float(inputs.temperature[row]), int(inputs.top_k[row])
+        token = int(score.argmax())
+        if temperature > 0 and k != 1:
+            score /= max(temperature, 1e-5)
+            arrived = arrivals_twin(int(inputs.seeds[row]), int(inputs.positions[row]), len(score))
+            kept = _kept_twin(score, k, float(inputs.top_p[row]), float(inputs.min_p[row]))
+            token = int((score - arrived.log()).masked_fill(~kept, float("-inf")).argmax())
+        tokens.append(token)
+        logprobs.append(float(own.log_softmax(dim=-1)[token]))
+    return torch.tensor(tokens, dtype=torch.int32), torch.tensor(logprobs)
+
+
+def _adjusted_twin(
+    score: Tensor, inputs: SampleInputs, row: int, counts: Tensor, biases: Tensor
+) -> Tensor:
+    slot, bias_slot = int(inputs.count_slot[row]), int(inputs.bias_slot[row])
     if slot >= 0:
-        at = counts + slot * vocab + tl.load(tokens + row)
-        tl.store(at, (tl.load(at) + 1) | 1073741824)
+        seen, said = counts[slot] >= SEEN, counts[slot] % SEEN
+        factor = float(inputs.repetition[row])
+        score = torch.where(seen, torch.where(score > 0, score / factor, score * factor), score)
+        cost = float(inputs.frequency[row]) * said + float(inputs.presence[row])
+        score = torch.where(said > 0, score - cost, score)
+    return score + biases[bias_slot].double() if bias_slot >= 0 else score
 
 
-def count_tokens(counts: Tensor, count_slot: Tensor, tokens: Tensor) -> None:
-    """Note the drawn `tokens` int32 [rows] in the counts of the rows that have any."""
-    _count_tokens[(len(tokens),)](counts, count_slot, tokens, counts.shape[1], num_warps=1)
+def _kept_twin(score: Tensor, k: int, top_p: float, min_p: float) -> Tensor:
+    """Which tokens top-k, then top-p of what that left, and min-p keep: all above one score."""
+    ordered = score.sort(descending=True).values
+    chances = ordered.softmax(dim=-1)
+    if 0 < k < len(score):
+        chances[k:] = 0.0
+    before = chances.cumsum(dim=-1) - chances
+    inside = (chances > 0) & ((ordered - ordered[0]).exp() >= min_p)
+    if top_p < 1.0:
+        inside &= before < top_p * chances.sum()
+    least = ordered[inside][-1]
+    return score >= least
