@@ -27,6 +27,7 @@ from gateway.configure import Loaded
 from gateway.dashboard import page
 from gateway.drain import Drain
 from gateway.live import Live
+from gateway.observe.content import ContentLayer
 from gateway.observe.keeper import Keeper
 from gateway.observe.ledger import Ledger, LedgerLayer
 from gateway.observe.logs import Log
@@ -77,7 +78,8 @@ def assemble(loaded: Loaded, backend: Backend, log: Log) -> System:
     rollup = keeper.rollup
     paid = tenancy.spending(auto.layer, backend, settings)
     onion = _onion(paid, cache, shelf, limits=tenancy.limits, ledger=ledger)
-    answerer, stop_tracing = _traced(settings.traces, onion)
+    told = ContentLayer(onion, tenancy.logs_content(settings.logs.content), log)
+    answerer, stop_tracing = _traced(settings.traces, told)
     drain = Drain(settings.server.max_inflight, settings.server.shutdown_grace_s)
     metrics = Metrics(rollup, backend.states, lambda: drain.inflight)
     edge = Edge(

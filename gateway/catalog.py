@@ -88,13 +88,24 @@ class Catalog:
         return [card for card in self if not tenant.models or card.name in tenant.models]
 
     def place(
-        self, asked: str, max_tokens: int | None, extra: Json | None, tenant: Tenant, scope: str
+        self,
+        asked: str,
+        max_tokens: int | None,
+        extra: Json | None,
+        tenant: Tenant,
+        scope: str,
+        *,
+        routed: bool = False,
     ) -> Place:
-        """Where a request for model `asked` is answered.
+        """Where a request for model `asked` is answered. `routed`: the caller chose the route by
+        its header, and the tenant's default does not apply.
 
         Raises UnknownModel, Denied, or BadCall when the model cannot do what is asked.
         """
-        card = self.card(tenant.aliases.get(asked, asked))
+        name = tenant.aliases.get(asked, asked)
+        if name == AUTO and tenant.default_route is not None and not routed:
+            name = tenant.default_route
+        card = self.card(name)
         if tenant.models and card.name not in tenant.models:
             raise Denied(
                 f"This key may not use model {card.name!r}; it may use: "

@@ -222,12 +222,13 @@ class LedgerSettings:
 
 @dataclass(frozen=True, slots=True)
 class Logs:
-    """[logs]: what is told. Prompts and answers never are."""
+    """[logs]: what is told."""
 
     level: Literal["debug", "info", "warning", "error"] = _set(
         "info", "least level that is written"
     )
     format: Literal["auto", "json", "console"] = _set("auto", "auto: console on a terminal")
+    content: bool = _set(False, "whether prompts and answers are written, in lines of level info")
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,6 +297,16 @@ class Tenant:
         default_factory=lambda: MappingProxyType({}),
         metadata={"doc": "names that stand for a model, as gpt-4o = auto"},
     )
+    default_route: str | None = _set(
+        None,
+        "what auto means for it where a request has no Sluice-Route: a model's name, small or "
+        "large; unset: the cascade",
+    )
+    log_content: bool | None = _set(
+        None,
+        "whether its prompts and answers are logged; unset: as [logs] says",
+        inherits="logs.content",
+    )
     allow_sampled_caching: bool = _set(False, "may answers drawn at random be given again")
     max_tokens: int | None = _set(None, "longest answer; a larger max_tokens is clamped")
     cache_ttl_s: float | None = _set(
@@ -319,6 +330,12 @@ class Tenant:
     )
     usd_per_day: float | None = _set(
         None, "its own budget; unset: as [cascade] says", inherits="cascade.usd_per_day"
+    )
+    ttft_objective_s: float | None = _set(
+        None,
+        "latency: when large's first token is expected later, it spills to small; unset: as "
+        "[cascade] says",
+        inherits="cascade.ttft_objective_s",
     )
     shadow_share: float | None = _set(
         None, "its own share; unset: as [cascade] says", inherits="cascade.shadow_share"

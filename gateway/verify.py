@@ -362,7 +362,8 @@ def _one_tenant(key: Key, tenant: Tenant, settings: Settings) -> Iterator[Findin
         yield (*key, "cache_scope"), "must be tenant, user, public, or group:NAME"
     yield from _hashes((*key, "keys"), tenant.keys)
     yield from _budgets(key, tenant)
-    for name in ("rpm", "tpm", "max_concurrent", "max_tokens", "share", "cache_ttl_s"):
+    for name in ("rpm", "tpm", "max_concurrent", "max_tokens", "share", "cache_ttl_s",
+                 "ttft_objective_s"):  # fmt: skip
         value = getattr(tenant, name)
         if value is not None and value <= 0:
             yield (*key, name), f"must be above 0; got {value}"
@@ -378,3 +379,21 @@ def _one_tenant(key: Key, tenant: Tenant, settings: Settings) -> Iterator[Findin
                 (*key, place),
                 f"no model is named {model!r}; there are: {', '.join(sorted(known))}",
             )
+    yield from _default_route(key, tenant, settings)
+
+
+def _default_route(key: Key, tenant: Tenant, settings: Settings) -> Iterator[Finding]:
+    """A role stands for the model that has it, unless a model has its name."""
+    route, cascade = tenant.default_route, settings.cascade
+    if route is None:
+        return
+    roles = {"small": cascade.small, "large": cascade.large}
+    model = route if route in settings.models else roles.get(route, route)
+    known = {*settings.models, AUTO}
+    if model not in known:
+        yield (
+            (*key, "default_route"),
+            f"no model is named {route!r}; there are: {', '.join(sorted(known))}",
+        )
+    elif tenant.models and model not in tenant.models:
+        yield (*key, "default_route"), f"it may not ask {model!r}: add it to `models`"

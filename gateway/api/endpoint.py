@@ -165,7 +165,9 @@ class Endpoint:
             trail.directives = replace(trail.directives, no_store=True)
         route = exchange.given.get(b"sluice-route")
         model = route.decode("latin-1") if route else asked.model
-        return self._edge.catalog.place(model, asked.max_tokens, asked.extra, tenant, scope)
+        return self._edge.catalog.place(
+            model, asked.max_tokens, asked.extra, tenant, scope, routed=route is not None
+        )
 
     async def _whole(
         self, exchange: Exchange, answer: Answer, surface: Surface, look: Look, trail: Trail

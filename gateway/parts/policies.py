@@ -139,7 +139,7 @@ class _Resolver:
         if kind == "budget":
             return self._budget(tenant, found)
         quality = self._quality(tenant, found)
-        return self._latency(quality) if kind == "latency" else quality
+        return self._latency(quality, tenant) if kind == "latency" else quality
 
     # ---------------------------------------------------------------- the four policies
 
@@ -179,8 +179,8 @@ class _Resolver:
         return TenantPolicy(tenant.name, "quality", "cautious", Cautious(), "quality; uncalibrated",
                             why, passed_over=passed_over)  # fmt: skip
 
-    def _latency(self, inner: TenantPolicy) -> TenantPolicy:
-        objective_s = self._settings.cascade.ttft_objective_s
+    def _latency(self, inner: TenantPolicy, tenant: Tenant) -> TenantPolicy:
+        objective_s = tenant.ttft_objective_s or self._settings.cascade.ttft_objective_s
         route = Latency(inner.route, objective_s, self._around.expected_ttft_s)
         note = inner.note.replace("quality", f"latency; ttft={objective_s:g}", 1)
         why = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
@@ -48,7 +48,8 @@ class Tenancy:
     def spending(self, inner: Answerer, backend: Backend, settings: Settings) -> Answerer:
         """The layer that reserves and settles, around who asks the models."""
         cascade = settings.cascade
-        appraiser = Appraiser(backend.cards, (cascade.small, cascade.large))
+        fallbacks = {name: model.fallbacks for name, model in settings.models.items()}
+        appraiser = Appraiser(backend.cards, (cascade.small, cascade.large), fallbacks)
         return SpendLayer(
             inner,
             roster=self.roster,
@@ -57,6 +58,16 @@ class Tenancy:
             appraiser=appraiser,
             prices=Prices(backend.cards.values(), backend.cards[cascade.large]),
         )
+
+    def logs_content(self, unless_said: bool) -> Callable[[str], bool]:
+        """Whether a tenant's prompts and answers are logged, by its name."""
+        roster = self.roster
+
+        def wanted(name: str) -> bool:
+            own = roster[name].log_content
+            return unless_said if own is None else own
+
+        return wanted
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from engine.contract import (
     Answer,
@@ -45,6 +46,8 @@ BYTES_PER_TOKEN = 4
 MESSAGE_TOKENS = 16
 """What a template puts around a message, at most."""
 TEMPLATE_TOKENS = 64
+NOT_TEXT_TOKENS = 16_384
+"""What an image is counted as, at most, whatever its bytes."""
 GUESSED_ANSWER = 512
 """For the rate, where a request does not say how long its answer may be."""
 LONGEST_UNKNOWN = 8192
@@ -63,25 +66,36 @@ class Worth:
 class Appraiser:
     """From a call to its worth, by the cards of the models that may answer it."""
 
-    def __init__(self, cards: Mapping[str, ModelCard], cascade: Iterable[str]) -> None:
-        """`cascade`: the models that may be asked one after the other for `auto`."""
-        self._cards: dict[str, tuple[ModelCard, ...]] = {
-            name: (card,) for name, card in cards.items()
-        }
-        self._cards[AUTO] = tuple(cards[name] for name in dict.fromkeys(cascade))
+    def __init__(
+        self,
+        cards: Mapping[str, ModelCard],
+        cascade: Iterable[str],
+        fallbacks: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
+    ) -> None:
+        """`cascade`: the models that may be asked one after the other for `auto`. `fallbacks`:
+        who answers in a model's place where it fails, by its name."""
+        chains = {name: (name, *fallbacks.get(name, ())) for name in cards}
+        either = {name: tuple(cards[one] for one in chain) for name, chain in chains.items()}
+        self._turns: dict[str, tuple[tuple[ModelCard, ...], ...]]
+        self._turns = {name: (models,) for name, models in either.items()}
+        self._turns[AUTO] = tuple(either[name] for name in dict.fromkeys(cascade))
 
     def worth(self, call: Call) -> Worth:
         size, overhead = _bytes_of(call)
         asked = call.max_tokens
         prompt = size // BYTES_PER_TOKEN + overhead
         tokens = prompt + call.n * (asked if asked is not None else GUESSED_ANSWER)
-        most = 0
-        for card in self._cards.get(call.model, ()):
-            longest = card.context or LONGEST_UNKNOWN
-            answer = call.n * min(longest, asked if asked is not None else longest)
-            bound = size + overhead if card.context is None else min(size + overhead, card.context)
-            most += round(bound * card.price_in * 1000) + round(answer * card.price_out * 1000)
+        turns = self._turns.get(call.model, ())
+        most = sum(max(_most(call, size + overhead, card) for card in turn) for turn in turns)
         return Worth(prompt, tokens, most)
+
+
+def _most(call: Call, size: int, card: ModelCard) -> int:
+    """What a prompt of `size` bytes and its answer cost at most, in nano-US-dollars."""
+    asked, longest = call.max_tokens, card.context or LONGEST_UNKNOWN
+    answer = call.n * min(longest, asked if asked is not None else longest)
+    prompt = size if card.context is None else min(size, card.context)
+    return round(prompt * card.price_in * 1000) + round(answer * card.price_out * 1000)
 
 
 def _bytes_of(call: Call) -> tuple[int, int]:
@@ -89,7 +103,11 @@ def _bytes_of(call: Call) -> tuple[int, int]:
     if call.kind == "text":
         prompt = call.prompt
         return (len(prompt.encode()) if isinstance(prompt, str) else len(prompt)), 1
-    size = sum(len(part.body.encode()) for message in call.messages for part in message.parts)
+    size = sum(
+        len(part.body.encode()) if part.kind == "text" else NOT_TEXT_TOKENS
+        for message in call.messages
+        for part in message.parts
+    )
     size += sum(
         len(tool.name.encode()) + len(tool.arguments.encode())
         for message in call.messages

@@ -31,6 +31,13 @@ def test_an_alias_stands_for_its_model() -> None:
     assert place("gpt-4o", Tenant(name="t", aliases={"gpt-4o": "auto"})).model == "auto"
 
 
+def test_a_tenants_default_route_is_what_auto_means_unless_the_caller_chose_one() -> None:
+    tenant = Tenant(name="t", aliases={"gpt-4o": "auto"}, default_route="small")
+    assert place("auto", tenant).model == place("gpt-4o", tenant).model == "small"
+    assert place("large", tenant).model == "large"
+    assert CATALOG.place("auto", None, None, tenant, "s", routed=True).model == "auto"
+
+
 def test_a_tenant_may_use_only_its_models() -> None:
     tenant = Tenant(name="t", models=("small",))
     assert [card.name for card in CATALOG.visible_to(tenant)] == ["small"]

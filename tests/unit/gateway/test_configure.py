@@ -159,3 +159,21 @@ def test_what_cannot_work_together_is_refused(tmp_path: Path, text: str, said: s
 def test_other_addresses_are_allowed_once_every_tenant_has_a_key(tmp_path: Path) -> None:
     text = f'[server]\nhost = "0.0.0.0"\n[[tenants]]\nname = "a"\nkeys = ["{SHA}"]\n'
     assert load_text(tmp_path, text).settings.server.host == "0.0.0.0"
+
+
+@pytest.mark.parametrize(
+    ("tenant", "said"),
+    [
+        ('default_route = "huge"', "no model is named 'huge'"),
+        ('default_route = "large"\nmodels = ["small"]', "it may not ask 'large'"),
+        ("budget_usd_day = 0", "above 0"),
+        ("budget_usd_month = nan", "ends"),
+        ("tpm = -1", "above 0"),
+        ("ttft_objective_s = 0", "above 0"),
+    ],
+)
+def test_an_impossible_policy_is_refused(tmp_path: Path, tenant: str, said: str) -> None:
+    file = tmp_path / "sluice.toml"
+    file.write_text(f'[[tenants]]\nname = "a"\n{tenant}\n')
+    with pytest.raises(BadSettings, match=said):
+        load(file)

@@ -11,7 +11,7 @@ import pytest
 from engine.contract import Call, Message, Part, UpstreamFailed
 from gateway.catalog import ModelCard
 from gateway.settings import Tenant
-from gateway.tenants.spend import Appraiser
+from gateway.tenants.spend import NOT_TEXT_TOKENS, Appraiser
 from tests.support.fake import FakeModel
 from tests.support.serving import Running, serving, settings_for_tests
 
@@ -123,3 +123,21 @@ def test_a_bound_counts_every_byte_as_a_token_and_no_more_than_a_context_holds(t
     assert auto.most == 11 * bound
     open_end = appraiser.worth(Call("text", "m", "s", prompt=(1, 2, 3), n=2))
     assert open_end.most == 4 * IN + 2 * 1000 * OUT
+
+
+def test_a_bound_is_that_of_the_dearest_who_may_answer_in_its_place() -> None:
+    cheap, dear = ModelCard("m", "f", 1000, 1.0, 2.0), ModelCard("n", "f", 1000, 10.0, 20.0)
+    appraiser = Appraiser({"m": cheap, "n": dear}, ("m", "n"), {"m": ("n",)})
+    call = Call("text", "m", "s", prompt=(1, 2, 3), max_tokens=5)
+    assert appraiser.worth(call).most == 10 * (4 * IN + 5 * OUT)
+
+
+def test_an_image_is_bounded_whatever_its_bytes() -> None:
+    appraiser = Appraiser({"m": ModelCard("m", "f", None, 1.0, 2.0)}, ("m",))
+    sizes = {
+        appraiser.worth(Call("chat", "m", "s", max_tokens=1, messages=(
+            Message("user", (Part("image_url", "x" * size),)),
+        ))).most
+        for size in (10, 1_000_000)
+    }  # fmt: skip
+    assert sizes == {(NOT_TEXT_TOKENS + 80) * IN + OUT}
