@@ -134,16 +134,24 @@ def calibrate(
     rng = np.random.default_rng(aim.seed)
     progress("features", 0.0)
     table = _Table.of(rows, aim, embed)
-    fit, rest = _halves(table.groups, rng)
+    fit, rest = _halves(table.groups, table.volunteered, rng)
+    if not len(rest):
+        raise TooFewLabels(
+            "nothing but feedback cannot test a promise; add labels that were drawn at random"
+        )
     progress("fitting", 0.2)
     held_out = _out_of_fold(table, fit, rng)
-    margin = _best_margin(held_out, table.losses[fit], aim)
+    margin = _best_margin(held_out, table, fit, aim)
     progress("fitting the last models", 0.7)
     scorer = replace(_fit_scorer(table, fit, aim, rng), margin=margin)
     progress("testing", 0.9)
-    cuts = cuts_worth_testing(held_out.score(margin), table.losses[fit], aim.promise.epsilon)
+    cuts = cuts_worth_testing(
+        held_out.score(margin), table.losses[fit], aim.promise.epsilon, weights=table.weighing(fit)
+    )
     looks = _looks(scorer, table, rest)
-    cut = choose_cut(looks.score(margin), table.losses[rest], cuts, aim.promise)
+    cut = choose_cut(
+        looks.score(margin), table.losses[rest], cuts, aim.promise, weights=table.weighing(rest)
+    )
     route = Quality(scorer, aim.promise, cut)
     result = _report(route, table, fit, rest, looks)
     progress("done", 1.0)
@@ -169,7 +177,7 @@ def retest(
 
 def first_look(route: Quality, calls: Sequence[Call], *, embed: EmbedMany | None = None) -> Floats:
     """s₀ − margin of unlabelled traffic: what `Region.at_most` counts, and what a call is sampled
-    by (`shadow.Sampling.wanted`)."""
+    by (`shadow.Sampling`)."""
     inputs: dict[str, NDArray[Any]] = {"before": np.array([before(call) for call in calls])}
     if embed is not None:
         inputs["embedding"] = embed(calls)
@@ -196,6 +204,8 @@ class _Table:
     chars: Floats
     groups: NDArray[np.int64]
     tokens: Floats | None
+    weights: Floats
+    volunteered: NDArray[np.bool_]
 
     @classmethod
     def of(cls, rows: Sequence[Labelled], aim: Aim, embed: EmbedMany | None) -> _Table:
@@ -211,6 +221,8 @@ class _Table:
             np.array([float(len(question(row.call))) for row in rows]),
             np.array(groups_of(rows)),
             np.array([row.tokens for row in rows]) if all(row.tokens for row in rows) else None,
+            np.array([row.weight for row in rows]),
+            np.array([row.volunteered for row in rows]),
         )
 
     @property
@@ -220,6 +232,11 @@ class _Table:
 
     def names(self, judged: bool) -> list[str]:
         return [name for name in self.inputs if judged or name != "after"]
+
+    def weighing(self, rows: NDArray[np.int64]) -> Floats | None:
+        """None: all were drawn alike."""
+        weights: Floats = self.weights[rows]
+        return None if len(weights) == 0 or np.ptp(weights) == 0.0 else weights
 
     def lengths(self, rows: NDArray[np.int64]) -> Floats | None:
         return None if self.tokens is None else self.tokens[rows]
@@ -240,12 +257,14 @@ def _after(row: Labelled, hold_tokens: int | None) -> Floats:
 
 
 def _halves(
-    groups: NDArray[np.int64], rng: np.random.Generator
+    groups: NDArray[np.int64], volunteered: NDArray[np.bool_], rng: np.random.Generator
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Whole conversations, half of them each. All rows of the first half may fit; of the second
-    each conversation gives one, drawn at random, because the test needs independent labels."""
-    order = rng.permutation(int(groups.max()) + 1)
-    first = np.isin(groups, order[: len(order) // 2])
+    each conversation gives one, drawn at random, because the test needs independent labels. What
+    was volunteered is in the first half, with its conversation."""
+    told = np.unique(groups[volunteered])
+    order = rng.permutation(np.setdiff1d(np.arange(int(groups.max()) + 1), told))
+    first = np.isin(groups, told) | np.isin(groups, order[: len(order) // 2])
     others = rng.permutation(np.flatnonzero(~first))
     _, one_each = np.unique(groups[others], return_index=True)
     return np.flatnonzero(first), others[one_each]
@@ -289,16 +308,16 @@ def _looks(scorer: Scorer, table: _Table, rows: NDArray[np.int64]) -> _Looks:
     return _Looks(scores(scorer.route, False), judged)
 
 
-def _best_margin(looks: _Looks, losses: Floats, aim: Aim) -> float:
+def _best_margin(looks: _Looks, table: _Table, rows: NDArray[np.int64], aim: Aim) -> float:
     """The cheapest at which the loss looks like ε: trying small costs, and so does not trying."""
     if looks.judged is None:
         return 0.0
 
     def cost(margin: float) -> float:
-        score = looks.score(margin)
-        cut = plug_in_cut(score, losses, aim.promise.epsilon)
+        score, weights = looks.score(margin), table.weighing(rows)
+        cut = plug_in_cut(score, table.losses[rows], aim.promise.epsilon, weights)
         tried = looks.first - margin <= cut
-        return float((score > cut).mean() + aim.price_ratio * tried.mean())
+        return float(np.average((score > cut) + aim.price_ratio * tried, weights=weights))
 
     return min(MARGINS, key=cost)
 
@@ -310,27 +329,31 @@ def _report(
     rest: NDArray[np.int64],
     looks: _Looks,
 ) -> Calibration:
-    losses = table.losses[rest]
+    losses, weights = table.losses[rest], table.weights[rest] / table.weights[rest].mean()
+    epsilon = route.promise.epsilon
     scores = {"prompt length": table.chars[rest], "router": looks.first}
     if looks.judged is not None:
         scores["router + judge"] = looks.score(route.scorer.margin)
     scores["oracle"] = losses + 1e-9 * np.arange(len(losses))  # may tell equals apart
-    large = float(table.large[rest].mean())
-    curves = [Curve("random", np.array([0.0, 1.0]), np.array([large - losses.mean(), large]))]
-    lines = [Line("random", _random_share(losses, route.promise.epsilon), 0.5)]
+    small, large = (
+        float(np.average(side[rest], weights=weights)) for side in (table.small, table.large)
+    )
+    curves = [Curve("random", np.array([0.0, 1.0]), np.array([small, large]))]
+    lines = [Line("random", _random_share(large - small, epsilon), 0.5)]
     for name, score in scores.items():
-        curve = _curve(name, score, losses, large)
+        curve = _curve(name, score, losses * weights, weights, small)
         curves.append(curve)
-        lines.append(Line(name, _share_at(score, losses, route.promise.epsilon), _apgr(curve)))
-    small = float(table.small[rest].mean())
+        over = score > plug_in_cut(score, losses, epsilon, weights)
+        lines.append(Line(name, float(np.average(over, weights=weights)), _apgr(curve)))
     return Calibration(route, small, large, len(fit), tuple(curves), tuple(lines))
 
 
-def _curve(name: str, score: Floats, losses: Floats, large: float) -> Curve:
-    order = np.argsort(-score, kind="stable")
-    gained = np.concatenate(([0.0], np.cumsum(losses[order]))) / len(losses)
-    share = np.arange(len(gained)) / len(losses)
-    return Curve(name, share, large - losses.mean() + gained)
+def _curve(name: str, score: Floats, losses: Floats, weights: Floats, small: float) -> Curve:
+    """`losses` are weighed already; the weights' mean is 1."""
+    order, count = np.argsort(-score, kind="stable"), len(losses)
+    gained = np.concatenate(([0.0], np.cumsum(losses[order]))) / count
+    share = np.concatenate(([0.0], np.cumsum(weights[order]))) / count
+    return Curve(name, share, small + gained)
 
 
 def _apgr(curve: Curve) -> float:
@@ -340,10 +363,5 @@ def _apgr(curve: Curve) -> float:
     return float(np.trapezoid((curve.quality - low) / (high - low), curve.large_share))
 
 
-def _share_at(score: Floats, losses: Floats, epsilon: float) -> float:
-    return float((score > plug_in_cut(score, losses, epsilon)).mean())
-
-
-def _random_share(losses: Floats, epsilon: float) -> float:
-    gap = float(losses.mean())
+def _random_share(gap: float, epsilon: float) -> float:
     return 0.0 if gap <= epsilon else 1.0 - epsilon / gap

@@ -9,12 +9,15 @@ A file of JSON lines, one request each:
 `prompt` may stand for `messages`. A score is true, false or a number in [0, 1]; a bare score may
 stand for the object. Text and log-probabilities of the small answer are what the judge learns from;
 without them only the decision before token 1 is calibrated. Rows of one `conversation` are never
-split.
+split. `weight` is the inverse of the probability that a row was drawn by (1); rows that somebody
+chose to tell (`"source": "feedback"`) teach the models and are kept out of the promise's test:
+nobody knows how probable they were.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +41,8 @@ class Labelled:
     conversation: str = ""
     tokens: float = 0.0
     """Of the large model's answer; 0: not told."""
+    weight: float = 1.0
+    volunteered: bool = False
 
 
 def read_labels(lines: Iterable[str]) -> list[Labelled]:
@@ -61,7 +66,19 @@ def _row(raw: dict[str, Any], number: int) -> Labelled:
         answer = Answered(str(small["text"]), logprobs, small.get("finish", "stop"))
     conversation = str(raw.get("conversation", f"line {number}"))
     tokens = float(large.get("tokens", 0))
-    return Labelled(_call(raw), _score(small), _score(large), answer, conversation, tokens)
+    weight = float(raw.get("weight", 1.0))
+    if not 0.0 < weight < math.inf:
+        raise ValueError(f"a weight must be above 0, not {weight}")
+    return Labelled(
+        _call(raw),
+        _score(small),
+        _score(large),
+        answer,
+        conversation,
+        tokens,
+        weight,
+        raw.get("source") == "feedback",
+    )
 
 
 def _call(raw: dict[str, Any]) -> Call:

@@ -17,6 +17,11 @@ worst ψ within a confidence interval of error γ, and γ is added (Berger and B
 real numbers in [0, 1], fall back to betting (Waudby-Smith and Ramdas): a gambler who bets against
 "loss ≥ ε" and multiplies the stake by 1/δ has refuted it; z ≈ 2.1.
 
+Labels that were not drawn alike (shadow runs ask more often where the cut is) carry a weight, the
+inverse of the probability that they were drawn by. Over all traffic the mean loss is ε or more
+exactly if over the drawn labels the mean of weight · (loss − ε) is 0 or more, and against that the
+gambler bets as well: `weights` need not be known beyond a common factor.
+
 A request that no tested cut keeps small cannot lose anything, and needs no label. Where labels can
 be asked for (shadow runs), they are asked for in that `Region` only, and n labels count for n /
 share.
@@ -110,9 +115,12 @@ def choose_cut(
     thresholds: Sequence[float],
     promise: Promise,
     region: Region = EVERYTHING,
+    *,
+    weights: Floats | None = None,
 ) -> Cut:
     """Learn then Test. `scores` [n]; `losses` [n], large − small in [−1, 1], as if every request
-    had been kept small; `thresholds` were chosen without looking at these labels."""
+    had been kept small; `thresholds` were chosen without looking at these labels. `weights` [n]:
+    inverse probabilities of having been drawn; None: all were drawn alike."""
     best = Cut(-math.inf, False, len(scores), 1.0, 0.0, 1.0)
     allowed = promise.epsilon / region.share
     if allowed < 1.0 and len(scores) < Promise(allowed, promise.delta).labels_needed:
@@ -120,22 +128,26 @@ def choose_cut(
     for threshold in sorted(t for t in thresholds if t <= region.top):
         kept = scores <= threshold
         routed = np.where(kept, losses, 0.0)
-        p_value = loss_p_value(routed, allowed) if allowed < 1.0 else 0.0
+        p_value = loss_p_value(routed, allowed, weights) if allowed < 1.0 else 0.0
         if p_value > promise.delta:
             break
-        large_share = 1.0 - region.share * float(kept.mean())
-        loss = region.share * float(routed.mean())
+        large_share = 1.0 - region.share * float(np.average(kept, weights=weights))
+        loss = region.share * float(np.average(routed, weights=weights))
         best = Cut(float(threshold), True, len(scores), p_value, loss, large_share)
     return best
 
 
 def cuts_worth_testing(
-    scores: Floats, losses: Floats, epsilon: float, steps: int = 60
+    scores: Floats,
+    losses: Floats,
+    epsilon: float,
+    steps: int = 60,
+    weights: Floats | None = None,
 ) -> tuple[float, ...]:
     """Ascending cuts around where the loss should reach ε, from out-of-fold scores of the labels
     that fitted the model. The boldest is a little past that point: beyond it no label is needed."""
     order = np.sort(scores)
-    boldest = plug_in_cut(scores, losses, epsilon)
+    boldest = plug_in_cut(scores, losses, epsilon, weights)
     share = float((scores <= boldest).mean()) if boldest > -math.inf else 0.0
     if share == 0.0:
         return ()
@@ -143,20 +155,27 @@ def cuts_worth_testing(
     return tuple(sorted({float(order[max(0, math.ceil(s * len(order)) - 1)]) for s in shares}))
 
 
-def plug_in_cut(scores: Floats, losses: Floats, epsilon: float) -> float:
+def plug_in_cut(
+    scores: Floats, losses: Floats, epsilon: float, weights: Floats | None = None
+) -> float:
     """What everybody does: the boldest cut whose measured loss is at most ε. No promise."""
     order = np.argsort(scores, kind="stable")
     ascending = scores[order]
     last_of_equals = np.append(ascending[1:] > ascending[:-1], True)
-    running = np.cumsum(losses[order]) / len(scores)
+    if weights is None:
+        running = np.cumsum(losses[order]) / len(scores)
+    else:
+        running = np.cumsum((weights * losses)[order]) / weights.sum()
     good = np.flatnonzero((running <= epsilon) & last_of_equals)
     return float(ascending[good[-1]]) if good.size else -math.inf
 
 
-def loss_p_value(losses: Floats, epsilon: float) -> float:
+def loss_p_value(losses: Floats, epsilon: float, weights: Floats | None = None) -> float:
     """How probable it is to look this good if the true mean loss were ε or more.
 
     losses [n] in [−1, 1], independent. Valid at every n: P(p ≤ δ) ≤ δ under that hypothesis."""
+    if weights is not None:
+        return betting_p_value(losses, epsilon, weights)
     if np.all((losses == 0.0) | (np.abs(losses) == 1.0)):
         worse = int(np.count_nonzero(losses > 0))
         better = int(np.count_nonzero(losses < 0))
@@ -247,14 +266,15 @@ def _kl(p: float, q: float) -> float:
     return left + right
 
 
-def betting_p_value(losses: Floats, epsilon: float) -> float:
+def betting_p_value(losses: Floats, epsilon: float, weights: Floats | None = None) -> float:
     """1 over the most that a fixed portfolio of bets against "mean loss ≥ ε" ever held.
 
     Bet j multiplies its stake by 1 + λ_j (ε − loss): a fair game or worse under the hypothesis, and
     never below zero as λ_j < 1 / (1 − ε). The portfolio starts with equal stakes; by Ville's
     inequality it reaches 1/δ with probability at most δ."""
     bets = np.geomspace(1e-3, 0.98, BETS) / (1.0 - epsilon)
-    stakes = np.cumsum(np.log1p(bets[:, None] * (epsilon - losses)[None, :]), axis=1)
+    against = epsilon - losses if weights is None else (epsilon - losses) * weights / weights.max()
+    stakes = np.cumsum(np.log1p(bets[:, None] * against[None, :]), axis=1)
     top = stakes.max()
     held = np.exp(stakes - top).mean(axis=0).max()
     return float(min(1.0, math.exp(-top) / held)) if held > 0 else 1.0

@@ -1,31 +1,38 @@
 """Labels from live traffic: some requests are answered again by both models, when nobody waits.
 
 Problem. Learning from what was chosen sees only one model's answer per request, and only where the
-policy already trusts it. Exploring (asking the other model at random and weighing by the inverse of
-the probability) pays for each label in quality or money and multiplies the variance.
+policy already trusts it. Exploring on the caller's own answer (asking the other model at random)
+pays for each label in quality or money, and one-sided labels multiply the variance.
 
-Choice. Our engine has idle time. A sample of answered requests is kept, and while the engine is
-idle both models answer each of them; `grade` compares, and the row goes where `sluice calibrate`
-reads. Both outcomes are seen and the sampling is independent of them, so the rows need no weights.
-`wanted` narrows the sample to requests that a cut may keep small, the only ones whose labels matter
-(calibrate.retest).
+Choice. A sample of answered requests is kept, and while the engine is idle both models answer each
+of them; a grade compares, and the row goes where `sluice calibrate` reads. Labels matter where the
+cut is: requests that no cut nearby would keep small are drawn `EXPLORED` times as often as the
+others, which is the exploration, and each row carries the inverse of the probability that it was
+drawn by (promise.py weighs by it).
 
-Price. The engine's idle time, prompts kept on disk (so it is off unless the tenant's policy says
-so), and a grade that is only as good as its judge: agreement with the large model counts the small
-one's better answers as wrong, which errs on the promise's side.
+Feedback (/v1/feedback) about an answer that is still remembered makes a row as well: both models
+answer again, and whoever says what was said before has the score that it was given. People complain
+when they like, so that such rows teach the models and never test a promise (labels.py).
+
+Price. The engine's idle time, prompts kept on disk (so it is off unless the tenant's `shadow_share`
+is set), and a grade that is only as good as its judge: agreement with the large model counts the
+small one's better answers as wrong, which errs on the promise's side. So does feedback: where the
+other model says something else, small is taken to be wrong and large to be right.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import random
 import re
-from collections import deque
-from collections.abc import Awaitable, Callable
+from collections import OrderedDict, deque
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
+from cascade.cascade import AUTO
 from cascade.hold import Hold
 from cascade.judge import Answered
 from engine.contract import (
@@ -33,13 +40,19 @@ from engine.contract import (
     Answerer,
     AnswerError,
     Call,
+    Delta,
     End,
     Trail,
+    Waste,
 )
 
 SHARE = 0.05
 """Weight in the engine's fair scheduling: any real request goes first."""
 IDLE_CHECK_S = 0.25
+EXPLORED = 0.1
+REMEMBERED = 1_000
+LONGEST = 32_768
+"""Characters of a prompt that is kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,55 +77,145 @@ def _plain(text: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Sampling:
-    """Which answered requests are kept: `share` of those that are `wanted`, at most `waiting`."""
+class Feedback:
+    """What somebody said about the answer `given`. `truth`: what would be right."""
 
-    share: float
-    wanted: Callable[[Call], bool] = lambda _: True
+    given: str
+    score: float
+    truth: str = ""
+
+    def grades(self, small: str, large: str) -> Grades:
+        return Grades(self._grade(small, 0.0), self._grade(large, 1.0))
+
+    def _grade(self, text: str, otherwise: float) -> float:
+        if self.truth:
+            words, right = _plain(text).split(), _plain(self.truth).split()
+            return float(words[-len(right) :] == right)
+        if _plain(text) == _plain(self.given):
+            return self.score
+        return otherwise
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """Which answered requests are drawn. `share`: tenant → of its requests, 0: none; `undecided`:
+    whether a cut nearby could keep the call small."""
+
+    share: Callable[[str], float]
+    undecided: Callable[[Call], bool] = lambda _: True
     waiting: int = 1_000
+
+    def drawn(self, call: Call, tenant: str, rng: random.Random) -> float:
+        """The probability by which the call was drawn; 0: it was not."""
+        share = self.share(tenant)
+        if rng.random() >= share:
+            return 0.0
+        if self.undecided(call):
+            return share
+        return share * EXPLORED if rng.random() < EXPLORED else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """A request that waits for both models. `drawn`: the probability; 0 for feedback."""
+
+    call: Call
+    tenant: str
+    drawn: float
+    feedback: Feedback | None = None
+
+
+Keep = Callable[[str, str], None]
+"""(tenant, row)."""
+Book = Callable[[str, list[Waste]], None]
+"""(tenant, what both models computed)."""
 
 
 class Shadow:
     """A layer around the cascade that passes answers through, and a task (`run`) that labels.
 
-    Owned by one event loop. `is_idle` is asked before each run; `keep` gets each finished row.
+    Owned by one event loop. `is_idle` is asked before each run; `keep` gets each finished row, and
+    `book` what it cost.
     """
 
     def __init__(
         self,
         inner: Answerer,
-        small: Answerer,
-        large: Answerer,
+        sides: Mapping[str, Answerer],
         *,
-        names: tuple[str, str],
         sampling: Sampling,
         rng: random.Random,
         grade: Grade,
         is_idle: Callable[[], bool],
-        keep: Callable[[str], None],
+        keep: Keep,
+        book: Book,
+        logprobs: bool = True,
     ) -> None:
+        """`sides`: small and large by name, in this order. `logprobs`: small can report them."""
         self._inner = inner
-        self._sides = tuple(zip(names, (small, large), strict=True))
+        self._small = next(iter(sides))
+        self._sides = sides
         self._sampling = sampling
         self._rng = rng
         self._grade = grade
         self._is_idle = is_idle
         self._keep = keep
-        self._waiting: deque[Call] = deque(maxlen=sampling.waiting)
+        self._book = book
+        self._logprobs = logprobs
+        self._waiting: deque[_Case] = deque(maxlen=sampling.waiting)
         self._arrived = asyncio.Event()
+        self._answered: OrderedDict[str, tuple[Call, str, str]] = OrderedDict()
+        self.labels = self.dropped = 0
 
-    async def __call__(self, call: Call, trail: Trail) -> Answer:
+    def __call__(self, call: Call, trail: Trail) -> Answer:
+        """Whoever keeps no labels pays nothing: the inner answer is not wrapped."""
         answer = self._inner(call, trail)
+        if call.model != AUTO or self._sampling.share(trail.tenant) <= 0.0:
+            return answer
+        if not _can_be_kept(call):
+            return answer
+        return self._watched(answer, call, trail)
+
+    async def _watched(self, answer: Answer, call: Call, trail: Trail) -> Answer:
+        said: list[str] = []
         async with aclosing(answer):
             async for event in answer:
-                if isinstance(event, End):
-                    self._sample(call)
+                if isinstance(event, Delta) and event.kind == "text":
+                    said.append(event.payload)
+                elif isinstance(event, End):
+                    self._sample(call, trail.tenant)
+                    self._remember(call, trail, "".join(said))
                 yield event
 
-    def _sample(self, call: Call) -> None:
-        if self._rng.random() < self._sampling.share and self._sampling.wanted(call):
-            self._waiting.append(call)
-            self._arrived.set()
+    def _sample(self, call: Call, tenant: str) -> None:
+        drawn = self._sampling.drawn(call, tenant, self._rng)
+        if drawn:
+            self._put(_Case(call, tenant, drawn))
+
+    def _put(self, case: _Case) -> None:
+        self._waiting.append(case)
+        self._arrived.set()
+
+    def _remember(self, call: Call, trail: Trail, text: str) -> None:
+        self._answered[trail.id] = (call, trail.tenant, text)
+        if len(self._answered) > REMEMBERED:
+            self._answered.popitem(last=False)
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    def feedback(
+        self, answer_id: str, score: float, *, tenant: str, correct_answer: str = ""
+    ) -> bool:
+        """Whether the tenant's answer was still known; then both models will answer it again.
+        `score` in [0, 1]."""
+        known = self._answered.get(answer_id)
+        if known is None or known[1] != tenant:
+            return False
+        call, _, text = known
+        self._put(_Case(call, tenant, 0.0, Feedback(text, score, correct_answer)))
+        return True
 
     async def run(self) -> None:
         """Labels what is waiting, one at a time, for ever. Cancel it to stop."""
@@ -121,38 +224,72 @@ class Shadow:
             if not self._is_idle():
                 await asyncio.sleep(IDLE_CHECK_S)
                 continue
-            call = self._waiting.popleft()
+            case = self._waiting.popleft()
             if not self._waiting:
                 self._arrived.clear()
-            row = await self._label(call)
-            if row is not None:
-                self._keep(row)
+            row = await self._label(case)
+            if row is None:
+                self.dropped += 1
+                continue
+            self.labels += 1
+            self._keep(case.tenant, row)
 
-    async def _label(self, call: Call) -> str | None:
+    async def _label(self, case: _Case) -> str | None:
         """None where a model failed or nobody can tell who was right: such a row is dropped."""
-        asked = replace(call, n=1, logprobs=True)
+        spent: list[Waste] = []
         try:
             small, large = [
-                await _whole(answerer, replace(asked, model=name)) for name, answerer in self._sides
+                await _whole(answerer, self._asked(case.call, name), spent)
+                for name, answerer in self._sides.items()
             ]
         except AnswerError:
             return None
-        grades = await self._grade(call, small.text, large.text)
-        return None if grades is None else write_label(call, small, large, grades)
+        finally:
+            if spent:
+                self._book(case.tenant, spent)
+        if case.feedback is not None:
+            grades = case.feedback.grades(small.text, large.text)
+        else:
+            agreed = await self._grade(case.call, small.text, large.text)
+            if agreed is None:
+                return None
+            grades = agreed
+        tokens = spent[-1].usage.completion_tokens
+        return write_label(case.call, small, grades, large_tokens=tokens, drawn=case.drawn)
+
+    def _asked(self, call: Call, model: str) -> Call:
+        judged = self._logprobs and model == self._small
+        return replace(call, model=model, n=1, logprobs=judged, top_logprobs=0)
 
 
-async def _whole(answerer: Answerer, call: Call) -> Answered:
+def _can_be_kept(call: Call) -> bool:
+    """A row of labels holds text: no images, no calls of tools, one answer, nothing endless."""
+    if call.n != 1 or (call.kind == "text" and not isinstance(call.prompt, str)):
+        return False
+    length = len(call.prompt) if isinstance(call.prompt, str) else 0
+    for message in call.messages:
+        if message.tool_calls or any(part.kind != "text" for part in message.parts):
+            return False
+        length += len(message.text)
+    return length <= LONGEST
+
+
+async def _whole(answerer: Answerer, call: Call, spent: list[Waste]) -> Answered:
     hold = Hold(1, None)
     answer = answerer(call, Trail("shadow", tenant="shadow", share=SHARE))
     async with aclosing(answer):
         async for event in answer:
             hold.add(event)
+            if isinstance(event, End):
+                spent.append(Waste(call.model, event.usage, "shadow run"))
     (answered,) = hold.answers()
     return answered
 
 
-def write_label(call: Call, small: Answered, large: Answered, grades: Grades) -> str:
-    """A row as labels.read_labels reads it."""
+def write_label(
+    call: Call, small: Answered, grades: Grades, *, large_tokens: int = 0, drawn: float = 1.0
+) -> str:
+    """A row as labels.read_labels reads it. `drawn`: the probability; 0: it was volunteered."""
     row: dict[str, object] = {
         "small": {
             "score": grades.small,
@@ -160,7 +297,10 @@ def write_label(call: Call, small: Answered, large: Answered, grades: Grades) ->
             "logprobs": [round(value, 4) for value in small.logprobs],
             "finish": small.finish,
         },
-        "large": {"score": grades.large, "tokens": len(large.logprobs)},
+        "large": {"score": grades.large, "tokens": large_tokens},
+        "conversation": _conversation(call),
+        "source": "shadow" if drawn else "feedback",
+        "weight": round(1.0 / (drawn or 1.0), 4),
     }
     if call.kind == "text":
         row["prompt"] = call.prompt
@@ -172,3 +312,9 @@ def write_label(call: Call, small: Answered, large: Answered, grades: Grades) ->
             if value is not None
         }
     return json.dumps(row, ensure_ascii=False)
+
+
+def _conversation(call: Call) -> str:
+    """Turns of one conversation begin with the same question."""
+    first = next((m.text for m in call.messages if m.role == "user"), str(call.prompt))
+    return hashlib.blake2b(first.encode("utf-8", "replace"), digest_size=8).hexdigest()

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from typing import Any
 
 from cache.exact import Exact, Record, Shelf
 from cache.join import Join
@@ -36,6 +37,7 @@ from gateway.observe.rollup import RollUp
 from gateway.parts.cascade import build_auto, cache_error_of
 from gateway.parts.exact import Cache, build_cache, exact_terms
 from gateway.parts.ledger import build_ledger
+from gateway.parts.shadow import build_shadow
 from gateway.parts.tenants import Tenancy, build_tenancy
 from gateway.reload import Reloader
 from gateway.settings import Traces
@@ -76,7 +78,8 @@ def assemble(loaded: Loaded, backend: Backend, log: Log) -> System:
     catalog, large = auto.catalog, backend.cards[settings.cascade.large]
     ledger, keeper = build_ledger(settings.ledger, backend.cards.values(), large, log)
     rollup = keeper.rollup
-    paid = tenancy.spending(auto.layer, backend, settings)
+    shadow = build_shadow(settings, auto, backend, tenancy.roster, ledger=ledger, log=log)
+    paid = tenancy.spending(shadow, backend, settings)
     onion = _onion(paid, cache, shelf, limits=tenancy.limits, ledger=ledger)
     told = ContentLayer(onion, tenancy.logs_content(settings.logs.content), log)
     answerer, stop_tracing = _traced(settings.traces, told)
@@ -127,13 +130,19 @@ def assemble(loaded: Loaded, backend: Backend, log: Log) -> System:
                 keeper,
                 auto.policies.by_tenant,
                 lambda tenant: cache_error_of(live.settings, tenant),
+                shadow,
                 tenancy.gate,
             ),
             *tenancy.routers,
             admin_usage.router(keeper, tenancy.gate),
         ],
         lifespan=lambda: _running(
-            tenancy, backend, cache.store, keeper, reloader=reloader, stop_tracing=stop_tracing
+            tenancy,
+            backend,
+            cache.store,
+            keeper,
+            tasks=(reloader.run, shadow.run),
+            stop_tracing=stop_tracing,
         ),
     )
     return System(app, drain, answerer, rollup, live, reloader)
@@ -174,7 +183,7 @@ async def _running(
     store: Store,
     keeper: Keeper,
     *,
-    reloader: Reloader,
+    tasks: tuple[Callable[[], Coroutine[Any, Any, None]], ...],
     stop_tracing: Callable[[], None],
 ) -> AsyncIterator[None]:
     """Open in order, close in the opposite one."""
@@ -182,14 +191,14 @@ async def _running(
         await keeper.open()
         await store.open()
         await backend.start()
-        work = (_fold(keeper.rollup), keeper.run(), reloader.run())
-        tasks = [asyncio.create_task(one) for one in work]
+        work = (_fold(keeper.rollup), keeper.run(), *(task() for task in tasks))
+        running = [asyncio.create_task(one) for one in work]
         try:
             yield
         finally:
-            for task in tasks:
+            for task in running:
                 task.cancel()
-            for task in tasks:
+            for task in running:
                 with suppress(asyncio.CancelledError):
                     await task
             await backend.stop()

@@ -1,6 +1,7 @@
 """`sluice calibrate`: a tenant's labelled requests → a policy with a promise, a table, a picture.
 
     sluice calibrate --tenant acme --data labelled.jsonl [--target 0.01] [--delta 0.1]
+    sluice calibrate --tenant acme --collected     from what feedback and shadow runs have gathered
 
 Writes FOLDER/TENANT.json, where the gateway looks for it, and FOLDER/TENANT.png beside it. Where
 the labels cannot carry the promise it says how many it takes, and writes nothing: `auto` then goes
@@ -25,7 +26,7 @@ from cascade.calibrate import Aim, Calibration, TooFewLabels, calibrate
 from cascade.labels import Labelled, LabelsError, read_labels
 from cascade.policy import report_of, write_policy
 from cascade.promise import Promise
-from gateway.parts.policies import policy_path
+from gateway.parts.policies import collected_path, policy_path
 from gateway.parts.weights import Unreadable, team_weights_of
 from gateway.settings import Settings
 
@@ -39,7 +40,7 @@ def run(asked: argparse.Namespace, settings: Settings, console: Console) -> None
     if asked.out is None and asked.tenant not in {one.name for one in settings.tenants}:
         known = ", ".join(one.name for one in settings.tenants)
         raise CannotCalibrate(f"There is no tenant {asked.tenant!r}; the settings name {known}.")
-    rows = _rows(asked.data)
+    rows = [row for path in _files(asked, settings) for row in _rows(path)]
     try:
         weights = team_weights_of(settings)
     except Unreadable as error:
@@ -59,6 +60,18 @@ def run(asked: argparse.Namespace, settings: Settings, console: Console) -> None
     _draw(found, path.with_suffix(".png"), asked.tenant, console)
     if asked.out is None:
         console.print("A running gateway takes it on when it reloads its tenants, or restarts.")
+
+
+def _files(asked: argparse.Namespace, settings: Settings) -> list[Path]:
+    files = [asked.data] if asked.data else []
+    if asked.collected:
+        files.append(collected_path(settings.cascade.folder, asked.tenant))
+    if not files:
+        raise CannotCalibrate(
+            "Name labelled requests with --data FILE, or use what was --collected (where "
+            "cascade.shadow_share is set)."
+        )
+    return files
 
 
 def _rows(path: Path) -> list[Labelled]:

@@ -99,8 +99,9 @@ def _add_calibrate_arguments(parser: argparse.ArgumentParser) -> None:
         "--config", type=Path, help="settings; default ./sluice.toml if there is one"
     )
     parser.add_argument("--tenant", required=True, help="whose requests were labelled")
+    parser.add_argument("--data", type=Path, help="labelled requests as JSON lines, also .gz")
     parser.add_argument(
-        "--data", type=Path, required=True, help="labelled requests as JSON lines, also .gz"
+        "--collected", action="store_true", help="use what feedback and shadow runs gathered, too"
     )
     parser.add_argument("--target", type=float, help="quality that may be lost; 0.01 is a point")
     parser.add_argument("--delta", type=float, help="how probably the target may be missed")

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query
 
+from cascade.shadow import Shadow
 from engine.contract import CacheStatus, Decision
 from gateway.api.admin_gate import AdminGate
 from gateway.errors import NoSuchPath
@@ -28,12 +29,16 @@ that promises anything."""
 
 
 def router(
-    keeper: Keeper, policies: Mapping[str, TenantPolicy], cache_error: CacheError, gate: AdminGate
+    keeper: Keeper,
+    policies: Mapping[str, TenantPolicy],
+    cache_error: CacheError,
+    shadow: Shadow,
+    gate: AdminGate,
 ) -> APIRouter:
     """`policies` and `cache_error` are asked for each request: tenants are reloaded."""
     routes = APIRouter(prefix="/admin", tags=["admin"])
     _add_decisions(routes, keeper, Depends(gate))
-    _add_policies(routes, policies, cache_error, Depends(gate))
+    _add_policies(routes, policies, cache_error, shadow, admin=Depends(gate))
     return routes
 
 
@@ -71,11 +76,23 @@ def _add_decisions(routes: APIRouter, keeper: Keeper, admin: Any) -> None:
 
 
 def _add_policies(
-    routes: APIRouter, policies: Mapping[str, TenantPolicy], cache_error: CacheError, admin: Any
+    routes: APIRouter,
+    policies: Mapping[str, TenantPolicy],
+    cache_error: CacheError,
+    shadow: Shadow,
+    *,
+    admin: Any,
 ) -> None:
     @routes.get("/cascade", summary="How auto chooses for each tenant, and what it promises")
     async def list_policies(_: str = admin) -> dict[str, Any]:
-        return {"tenants": [told(one, cache_error(one.tenant)) for one in policies.values()]}
+        return {
+            "tenants": [told(one, cache_error(one.tenant)) for one in policies.values()],
+            "shadow": {
+                "waiting": shadow.waiting,
+                "labels": shadow.labels,
+                "dropped": shadow.dropped,
+            },
+        }
 
     @routes.get("/cascade/{tenant}/curve", summary="Quality against the share of large calls")
     async def curve(tenant: str, _: str = admin) -> dict[str, Any]:

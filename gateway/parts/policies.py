@@ -280,3 +280,8 @@ class _Resolver:
 
 def policy_path(folder: Path, tenant: str) -> Path:
     return folder / f"{tenant}.json"
+
+
+def collected_path(folder: Path, tenant: str) -> Path:
+    """Labels from feedback and shadow runs, as `sluice calibrate --collected` reads them."""
+    return folder / f"{tenant}.labels.jsonl"

@@ -241,3 +241,39 @@ def test_the_curve_is_drawn(found: Calibration, tmp_path: Path) -> None:
 
 def test_the_policy_file_is_plain_json(found: Calibration) -> None:
     assert json.loads(write_policy("a", "f", found.route))["format"] == "sluice-policy/1"
+
+
+def test_what_was_volunteered_teaches_and_does_not_test() -> None:
+    rows = labelled(1000)
+    told = [replace(row, volunteered=True) for row in labelled(500, seed=9)]
+    told = [replace(row, conversation=f"told {row.conversation}") for row in told]
+    alone, both = calibrate(rows, AIM), calibrate(rows + told, AIM)
+    assert both.route.cut.labels == alone.route.cut.labels == 500
+    assert both.fitted_on == alone.fitted_on + 500
+
+
+def test_nothing_but_volunteered_labels_cannot_be_calibrated_on() -> None:
+    with pytest.raises(TooFewLabels, match="drawn at random"):
+        calibrate([replace(row, volunteered=True) for row in labelled(400)], AIM)
+
+
+def test_what_is_drawn_seldom_counts_for_more() -> None:
+    """Code is a tenth of these labels and four tenths of the traffic."""
+    every = labelled(4000)
+    code = [row for row in every if "```" in question(row.call)]
+    plain = [row for row in every if "```" not in question(row.call)]
+    drawn = [replace(row, weight=10.0) for row in code[::10]] + plain
+    true, found = calibrate(every, AIM), calibrate(drawn, AIM)
+    assert found.small == pytest.approx(true.small, abs=0.06)
+    unweighed = calibrate([replace(row, weight=1.0) for row in drawn], AIM)
+    assert unweighed.small > true.small + 0.1
+    assert found.route.cut.promised
+    lost, _ = routed(found.route, labelled(3000, seed=3))
+    assert lost <= AIM.promise.epsilon
+
+
+@pytest.mark.parametrize("weight", ["0", "-1", "Infinity"])
+def test_a_weight_that_weighs_nothing_is_refused(weight: str) -> None:
+    line = f'{{"prompt": "x", "small": 1, "large": 1, "weight": {weight}}}'
+    with pytest.raises(LabelsError, match="a weight must be above 0"):
+        read_labels([line])

@@ -10,6 +10,7 @@ import pytest
 
 from cascade.promise import (
     GAMMA,
+    Floats,
     Promise,
     Region,
     betting_p_value,
@@ -178,3 +179,40 @@ def test_where_small_loses_everywhere_no_cut_is_worth_testing() -> None:
 def test_a_promise_that_means_nothing_is_refused(epsilon: float, delta: float) -> None:
     with pytest.raises(ValueError, match="must lie between"):
         Promise(epsilon, delta)
+
+
+def drawn_unevenly(rng: np.random.Generator, n: int, loss: float) -> tuple[Floats, Floats]:
+    """(losses, weights) of n labels whose mean loss over all traffic is `loss`. Half of the traffic
+    never loses and is drawn five times as often, so that unweighed the labels flatter."""
+    weights = []
+    losses = []
+    while len(weights) < n:
+        safe = rng.random() < 0.5
+        if rng.random() < (1.0 if safe else 0.2):
+            weights.append(1.0 if safe else 5.0)
+            losses.append(0.0 if safe else float(rng.random() < 2 * loss))
+    return np.array(losses), np.array(weights)
+
+
+def test_labels_that_were_drawn_unevenly_keep_the_promise_when_they_are_weighed() -> None:
+    rng, epsilon, delta = np.random.default_rng(5), 0.05, 0.1
+    draws = [drawn_unevenly(rng, 400, epsilon) for _ in range(300)]
+    weighed = np.mean([loss_p_value(losses, epsilon, w) <= delta for losses, w in draws])
+    unweighed = np.mean([loss_p_value(losses, epsilon) <= delta for losses, _ in draws])
+    assert weighed <= delta + 0.05
+    assert unweighed > 0.9, "or the test would not tell them apart"
+
+
+def test_weighed_labels_promise_what_is_true_with_enough_of_them() -> None:
+    losses, weights = drawn_unevenly(np.random.default_rng(6), 4000, 0.01)
+    assert loss_p_value(losses, 0.05, weights) < 0.01
+    cut = choose_cut(np.zeros(4000), losses, [0.5], Promise(0.05), weights=weights)
+    assert cut.promised
+    assert cut.loss == pytest.approx(0.01, abs=0.006)
+
+
+def test_equal_weights_weigh_nothing_in_the_bets() -> None:
+    losses = np.random.default_rng(7).uniform(-0.2, 0.2, 200)
+    assert betting_p_value(losses, 0.1, np.full(200, 3.0)) == pytest.approx(
+        betting_p_value(losses, 0.1)
+    )

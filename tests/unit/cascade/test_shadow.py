@@ -6,13 +6,23 @@ import asyncio
 import random
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from cascade.labels import read_labels
 from cascade.shadow import Grades, Sampling, Shadow, agreement
-from engine.contract import Call, Start, Trail, UpstreamFailed
+from engine.contract import (
+    Call,
+    Message,
+    Part,
+    Start,
+    ToolCall,
+    Trail,
+    UpstreamFailed,
+    Waste,
+)
 from tests.support.fake import FakeModel
 from tests.support.routing import chat
 
@@ -22,24 +32,24 @@ class Scene:
 
     def __init__(self, share: float = 1.0, **given: Any) -> None:
         self.rows: list[str] = []
+        self.booked: list[Waste] = []
         self.idle = True
-        self.front = FakeModel(name="front")
+        self.front = given.pop("front", FakeModel(name="front"))
         self.small = given.pop("small", FakeModel(lambda _: ["Paris"], name="small"))
-        self.large = FakeModel(lambda _: ["paris."], name="large")
+        self.large = given.pop("large", FakeModel(lambda _: ["paris."], name="large"))
         self.shadow = Shadow(
             self.front,
-            self.small,
-            self.large,
-            names=("s", "l"),
-            sampling=Sampling(share, **given.pop("sampling", {})),
+            {"s": self.small, "l": self.large},
+            sampling=Sampling(lambda _: share, **given.pop("sampling", {})),
             rng=random.Random(0),
             grade=given.pop("grade", agreement),
             is_idle=lambda: self.idle,
-            keep=self.rows.append,
+            keep=lambda tenant, row: self.rows.append(row),
+            book=lambda tenant, spent: self.booked.extend(spent),
         )
 
-    async def ask(self, call: Call) -> None:
-        async for _ in self.shadow(call, Trail("r")):
+    async def ask(self, call: Call, trail: Trail | None = None) -> None:
+        async for _ in self.shadow(call, trail or Trail("r")):
             pass
 
     async def settle(self, until: Callable[[], bool] = lambda: False) -> None:
@@ -55,7 +65,7 @@ class Scene:
 
 async def test_both_models_answer_and_the_row_is_a_label() -> None:
     scene = Scene()
-    await scene.ask(chat("Capital of France?", n=2))
+    await scene.ask(chat("Capital of France?"))
     await scene.settle()
     (row,) = read_labels(scene.rows)
     assert (row.small, row.large) == (1.0, 1.0)
@@ -65,7 +75,12 @@ async def test_both_models_answer_and_the_row_is_a_label() -> None:
     assert row.answer.logprobs == (-0.5,)
     assert row.tokens == 1
     assert (scene.small.calls[0].model, scene.large.calls[0].model) == ("s", "l")
-    assert scene.small.calls[0].n == 1
+    assert not scene.large.calls[0].logprobs, "only small is judged"
+    assert [(one.model, one.usage.completion_tokens) for one in scene.booked] == [
+        ("s", 1),
+        ("l", 1),
+    ]
+    assert (row.weight, row.volunteered) == (1.0, False)
     assert scene.small.trails[0].share < 1.0, "real requests go first"
 
 
@@ -89,12 +104,69 @@ async def test_only_a_share_is_sampled() -> None:
     assert 30 <= len(scene.rows) + len(scene.shadow._waiting) <= 90
 
 
-async def test_only_what_is_wanted_is_sampled_and_the_oldest_gives_way() -> None:
-    scene = Scene(sampling={"wanted": lambda call: "?" in call.messages[0].text, "waiting": 2})
-    for text in ("no", "a?", "b?", "c?"):
+async def test_what_is_decided_is_explored_seldom_and_weighs_the_more() -> None:
+    scene = Scene(0.5, sampling={"undecided": lambda call: "?" in call.messages[0].text})
+    for number in range(400):
+        await scene.ask(chat(f"{number}?" if number % 2 else f"{number}."))
+    for _ in range(8):
+        await scene.settle()
+    rows = read_labels(scene.rows)
+    asked = {True: [], False: []}
+    for row in rows:
+        asked["?" in row.call.messages[0].text].append(row.weight)
+    assert set(asked[True]) == {2.0}
+    assert set(asked[False]) == {20.0}
+    assert 70 <= len(asked[True]) <= 130
+    assert 2 <= len(asked[False]) <= 22
+    assert sum(row.weight for row in rows) == pytest.approx(400, rel=0.4)
+
+
+async def test_the_oldest_gives_way() -> None:
+    scene = Scene(sampling={"waiting": 2})
+    for text in ("a?", "b?", "c?"):
         await scene.ask(chat(text))
     await scene.settle()
     assert [row.call.messages[0].text for row in read_labels(scene.rows)] == ["b?", "c?"]
+
+
+async def test_images_tool_calls_and_several_answers_are_not_kept() -> None:
+    scene = Scene()
+    image = Message("user", (Part("image_url", "{}"),))
+    called = Message("assistant", (), tool_calls=(ToolCall("1", "f", "{}"),))
+    for call in (
+        chat("a", n=2),
+        replace(chat("a"), messages=(image,)),
+        replace(chat("a"), messages=(called, *chat("a").messages)),
+        replace(chat("a"), model="small"),
+        Call("text", "auto", "t", prompt=(1, 2)),
+    ):
+        await scene.ask(call)
+    await scene.settle()
+    assert scene.rows == []
+
+
+@pytest.mark.parametrize(
+    ("score", "truth", "small", "large"),
+    [
+        (1.0, "", 0.0, 1.0),
+        (0.0, "", 0.0, 0.0),
+        (0.0, "Rome", 0.0, 1.0),
+        (0.0, "paris", 1.0, 0.0),
+    ],
+)
+async def test_feedback_makes_a_row_that_is_volunteered(
+    score: float, truth: str, small: float, large: float
+) -> None:
+    """The large model said Rome, and is told what that was worth."""
+    rome = FakeModel(lambda _: ["Rome"], name="l")
+    scene = Scene(share=1e-9, front=rome, large=rome)
+    await scene.ask(chat("Capital?"), Trail("abc", tenant="t"))
+    assert not scene.shadow.feedback("abc", score, tenant="other")
+    assert not scene.shadow.feedback("abd", score, tenant="t")
+    assert scene.shadow.feedback("abc", score, tenant="t", correct_answer=truth)
+    await scene.settle(lambda: bool(scene.rows))
+    (row,) = read_labels(scene.rows)
+    assert (row.small, row.large, row.volunteered) == (small, large, True)
 
 
 async def test_an_answer_that_was_cut_is_no_sample() -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from cascade.judge import Answered
 from cascade.labels import Labelled
 from cascade.policy import read_policy
 from cascade.shadow import Grades, write_label
@@ -47,8 +46,7 @@ def config(tmp_path: Path) -> Path:
 def labels(path: Path, rows: list[Labelled]) -> Path:
     def line(row: Labelled) -> str:
         assert row.answer is not None
-        large = Answered("", (), "stop")
-        return write_label(row.call, row.answer, large, Grades(row.small, row.large))
+        return write_label(row.call, row.answer, Grades(row.small, row.large))
 
     with gzip.open(path, "wt") if path.suffix == ".gz" else path.open("w") as file:
         file.write("\n".join(map(line, rows)))
