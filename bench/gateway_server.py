@@ -25,6 +25,7 @@ from gateway.settings import (
     LedgerSettings,
     Limits,
     Model,
+    SemanticCache,
     Server,
     Settings,
     Tenant,
@@ -48,6 +49,7 @@ def settings_on(port: int, store: str, memory_bytes: int, home: str) -> Settings
         keys=Keys(store="memory://"),
         limits=Limits(store="memory://"),
         ledger=LedgerSettings(store=f"sqlite:///{home}/ledger.db"),
+        semantic=SemanticCache(enabled=False),
         tenants=(tenant,),
     )
 

@@ -6,7 +6,7 @@ the two answers labels that possible hit for free. But models word the same thin
 Choice. Cheap and sure tests first, each label marked with what it rests on:
 
     equal      the same text but for case, space and punctuation; the same JSON value
-    facts      both say something with numbers, and not the same numbers; or one of them negates
+    facts      they do not say the same numbers and signs; or one of them negates
     meaning    the cosine of the two answers' embeddings is clearly high or clearly low
     judge      a model decides the cases in between, if one is given
     unclear    nothing decides: counted as wrong, which costs hits and never the promise
@@ -53,8 +53,9 @@ def text_of(recording: Recording) -> str:
 
 
 def normal(text: str) -> str:
-    """What two texts have in common that differ in case, space and punctuation only."""
-    return " ".join(re.findall(r"\w+", text.casefold()))
+    """What two texts have in common that differ in case, space and punctuation only. Signs are no
+    punctuation: -5 is not 5."""
+    return " ".join(re.findall(r"\w+|[^\w\s.,;:!?'\"’“”()…]", text.casefold()))
 
 
 def _canonical(text: str) -> bytes | None:

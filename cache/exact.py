@@ -2,7 +2,7 @@
 
 Reading and writing are two layers, with the join between them:
 
-    Exact ─ miss ─► Join ─ one for all ─► Record ─► semantic, cascade, model
+    Exact ─ miss ─► Join ─ one for all ─► Record ─► semantic ─► StoredOnly ─► cascade, model
       │                                     │
       └────────────── Shelf ────────────────┘   one store, the tenants' terms, what went wrong
 
@@ -118,7 +118,8 @@ class Shelf:
     def may_share(self, call: Call, trail: Trail) -> bool:
         """Whether the call may be answered together with others: it must be one that the store
         could have answered, or best-of-n sampling would collapse into one sample."""
-        return not trail.directives.no_cache and self.may_store(call, trail)
+        asked = trail.directives
+        return not (asked.no_cache or asked.only_if_cached) and self.may_store(call, trail)
 
     async def find(self, call: Call, trail: Trail) -> Found:
         asked = trail.directives
@@ -183,15 +184,27 @@ class Exact:
             for event in replay(found.recording, trail.id):
                 yield event
             return
+        async with aclosing(self._inner(call, trail)) as answer:
+            async for event in answer:
+                yield event
+
+
+class StoredOnly:
+    """The border between what is stored and what computes: nobody who says only-if-cached passes.
+
+    Inside of all caches, so that each of them is asked before this says no."""
+
+    def __init__(self, inner: Answerer) -> None:
+        self._inner = inner
+
+    def __call__(self, call: Call, trail: Trail) -> Answer:
         if trail.directives.only_if_cached:
             raise NotCached(
                 "The request says only-if-cached and no usable answer is stored. "
                 "Send it without that directive to have it computed.",
                 code="not_cached",
             )
-        async with aclosing(self._inner(call, trail)) as answer:
-            async for event in answer:
-                yield event
+        return self._inner(call, trail)
 
 
 class Record:

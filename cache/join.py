@@ -25,8 +25,8 @@ slow one holds up nobody.
   why no request can fall between).
 
 Not joined: what the exact cache may not store (best-of-n sampling asks for n answers), and what the
-caller wants fresh (no-store, no-cache). Calls with different max-age do not meet: what satisfies
-one may be too old for the other.
+caller wants fresh (no-store, no-cache) or stored (only-if-cached). Calls that differ in max-age or
+Sluice-Max-Error do not meet: what satisfies one may be too old, or too uncertain, for the other.
 
 Rejected: the first request drives and the others watch (the answer dies with its caller); a queue
 per listener (memory per slow reader; here it is one log, bounded by the answer).
@@ -66,7 +66,8 @@ from engine.contract import (
 _STORED: Final = frozenset({"exact", "semantic"})
 """Origins that say more of an answer than that it was shared."""
 
-_FlightKey: TypeAlias = tuple[bytes, float | None]
+_FlightKey: TypeAlias = tuple[bytes, float | None, float | None]
+"""What is asked, and what the caller takes from a cache: answers that old, that uncertain."""
 
 
 @dataclass(slots=True, eq=False)
@@ -135,7 +136,8 @@ class _Flight:
         assert self.owner is not None
         self.owner.trail.owes, heir.trail.owes = False, True
         self.owner = heir
-        self.trail.tenant, self.trail.share = heir.trail.tenant, heir.trail.share
+        self.trail.tenant, self.trail.user = heir.trail.tenant, heir.trail.user
+        self.trail.share = heir.trail.share
 
     def append(self, event: Event) -> None:
         self.log.append(event)
@@ -215,7 +217,8 @@ class Join:
                 async for event in answer:
                     yield event
             return
-        key = (self._key(call), trail.directives.max_age_s)
+        asked = trail.directives
+        key = (self._key(call), asked.max_age_s, asked.max_error)
         while True:
             flight = self._flights.get(key) or self._launch(key, call, trail)
             listener = flight.enter(trail)
@@ -233,6 +236,7 @@ class Join:
         own = Trail(
             id=trail.id,
             tenant=trail.tenant,
+            user=trail.user,
             share=trail.share,
             directives=trail.directives,
             drafts=list(trail.drafts),

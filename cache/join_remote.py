@@ -111,7 +111,7 @@ class SharedJoin:
                 async for event in answer:
                     yield event
             return
-        names = FlightNames.of(self._key(call), trail.directives.max_age_s)
+        names = FlightNames.of(self._key(call), trail.directives)
         token, heard = secrets.token_hex(8).encode(), Heard()
         claim = await self._claim(names, token)
         for _ in range(MAX_LEADERS):

@@ -157,16 +157,14 @@ class Semantic:
         terms = self._terms_of(call, trail)
         if terms.max_error <= 0:
             return None
-        if trail.directives.no_store:
-            _pass(trail, "request", "")
-            return None
-        reason = why_not(call, terms)
-        if reason is not None:
-            _pass(trail, "bypass", reason)
+        refusal = self._refusal(call, trail, terms)
+        if refusal is not None:
+            trail.cache.append(refusal)
             return None
         question = last_text(call)
         assert question is not None
         namespace = namespace_of(call)
+        # The namespace keeps its tenant's promise, whatever this request asks for beyond it.
         space = self._open(namespace, (call.scope, call.model), terms)
         if space.rests():
             _pass(trail, "bypass", "resting: the labels allow no hit here")
@@ -184,6 +182,13 @@ class Semantic:
         verdict = self._decide(space, seen, terms, trail)
         space.note(allowed=verdict is not None and verdict.action != "forward")
         return Asked(namespace, space, question, facts, vector, seen, verdict)
+
+    def _refusal(self, call: Call, trail: Trail, terms: Terms) -> CacheStatus | None:
+        """Why this request is left alone, before anything is spent on it."""
+        if trail.directives.no_store:
+            return CacheStatus("semantic", forward="request")
+        reason = why_not(call, terms) or self._embedder.problem
+        return CacheStatus("semantic", forward="bypass", detail=reason) if reason else None
 
     def _open(self, namespace: bytes, origin: tuple[str, str], terms: Terms) -> Space:
         """The space of a namespace, made now if need be; `origin` is its scope and model."""
@@ -219,7 +224,8 @@ class Semantic:
         assert group is not None
         age_s = max(0.0, self._clock() - group.recording.stored_at)
         refused = asked.no_cache or (asked.max_age_s is not None and age_s > asked.max_age_s)
-        verdict = _verdict(space.policy, seen, 0.0 if refused else terms.max_error)
+        max_error = terms.max_error if asked.max_error is None else asked.max_error
+        verdict = _verdict(space.policy, seen, 0.0 if refused else max_error, terms)
         trail.decisions.append(Decision("semantic", verdict.action, verdict.reason))
         if verdict.action == "serve":
             return verdict
@@ -352,9 +358,10 @@ def _worth(verdict: Verdict) -> str:
     return "" if math.isnan(verdict.p_right) else f"p={verdict.p_right:.3f}"
 
 
-def _verdict(policy: Policy, seen: Seen, max_error: float) -> Verdict:
+def _verdict(policy: Policy, seen: Seen, max_error: float, terms: Terms) -> Verdict:
+    """`max_error` may tighten the tenant's, which is in `terms`."""
     if isinstance(policy, Budgeted):
-        return policy.decide(seen.sighting, max_error)
-    if max_error <= 0:
-        return Verdict("forward", math.nan, 1.0, "not asked for")
+        return policy.decide(seen.sighting, min(max_error, terms.max_error))
+    if max_error < terms.max_error:
+        return Verdict("forward", math.nan, 1.0, "this policy cannot promise that little")
     return policy.decide(seen.sighting)

@@ -31,7 +31,7 @@ from cache.replay import pack_body, unpack_body
 from cache.store.base import StoreFault
 from cache.store.redis_index import Family, member_of
 from cache.store.redis_line import Command, RedisLine, is_refusal
-from engine.contract import Burst, Delta, End, Event, Finish, Start, Usage
+from engine.contract import Burst, Delta, Directives, End, Event, Finish, Start, Usage
 
 BEAT_S: Final = 0.3
 SILENCE_S: Final = 1.0
@@ -72,9 +72,11 @@ class FlightNames:
     log_prefix: bytes
 
     @classmethod
-    def of(cls, key: bytes, max_age_s: float | None) -> FlightNames:
+    def of(cls, key: bytes, asked: Directives) -> FlightNames:
+        """Those who take answers of different ages, or of different certainty, do not meet."""
         prefix = Family.of(key).prefix
-        flight = hashlib.sha256(member_of(key) + repr(max_age_s).encode()).hexdigest().encode()
+        takes = repr((asked.max_age_s, asked.max_error)).encode()
+        flight = hashlib.sha256(member_of(key) + takes).hexdigest().encode()
         return cls(key, prefix + b"l:" + flight, prefix + b"g:" + flight + b":")
 
     def log(self, token: bytes) -> bytes:

@@ -1,8 +1,9 @@
 """What can be read off two texts that an embedding blurs.
 
 A sentence embedding is proud of saying that "enable 2FA" and "disable 2FA" are the same thing. The
-slips have a small grammar: another number, a negation on one side, an antonym, another name, the
-same words in another order. Each is cheap to see in the texts themselves.
+slips have a small grammar: another number or another sign between two, a negation on one side, an
+antonym, another name, the same words in another order. Each is cheap to see in the texts
+themselves.
 
 Choice: they are *features*, never vetoes. As vetoes they cut wrong hits by four fifths where
 questions carry slots, and double them where people describe the same illness in other details
@@ -17,7 +18,15 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-WORD = re.compile(r"[^\W_]+(?:['’][^\W\d_]+)?|[^\w\s]", re.UNICODE)
+WORD = re.compile(r"[^\W\d_][+#]{1,2}(?![^\W_])|[^\W_]+(?:['’][^\W\d_]+)?|[^\w\s]", re.UNICODE)
+"""C++ and F# are words, too."""
+
+OPERATOR = re.compile(
+    r"[+=<>%^×÷±√$€£¥]|(?<!\*)\*(?!\*)|(?<![^\W\d_])/(?![^\W\d_])|(?<![^\W\d_])[-−](?=\s?[\d.$€£(])"
+)
+"""Signs that change what is said: 7 - 5, 5 %, x = y. Not hyphens, bullets, slashes between words
+and emphasis (**so**)."""
+BULLET = re.compile(r"^[ \t]*[-*+•][ \t]+", re.MULTILINE)
 
 NUMBER_WORDS = {
     word: str(value)
@@ -60,7 +69,8 @@ ANTONYMS = {
         "arrive/depart enter/leave enter/exit past/future next/previous next/last "
         "positive/negative success/failure pass/fail input/output client/server parent/child "
         "undergraduate/graduate undergrad/graduate undergrad/grad undergraduates/graduates "
-        "required/optional mandatory/optional with/without some/any many/few virtual/physical"
+        "required/optional mandatory/optional with/without some/any many/few virtual/physical "
+        "plus/minus added/subtracted multiply/divide multiplied/divided sum/difference"
     ).split()
     for left, right in (pair.split("/"), reversed(pair.split("/")))
 }
@@ -88,8 +98,14 @@ class Facts:
 
 def read(text: str) -> Facts:
     """The facts of `text`."""
-    raw = WORD.findall(text)
-    words = tuple(word.lower().replace("’", "'") for word in raw if word[0].isalnum())
+    text = BULLET.sub("", text)
+    found = [(match[0], match.start()) for match in WORD.finditer(text)]
+    raw = [word for word, _ in found]
+    words = tuple(
+        word.lower().replace("’", "'")
+        for word, at in found
+        if word[0].isalnum() or OPERATOR.match(text, at)
+    )
     names = frozenset(
         word.lower()
         for before, word in zip([".", *raw], raw, strict=False)
@@ -116,8 +132,8 @@ def _is_name(word: str, *, starts: bool) -> bool:
 
 
 def _numbers(words: tuple[str, ...]) -> list[str]:
-    """Digits and number words; "one" is left out, being mostly a pronoun."""
-    found = [word for word in words if word[0].isdigit()]
+    """Digits, signs and number words; "one" is left out, being mostly a pronoun."""
+    found = [word for word in words if word[0].isdigit() or not word[0].isalnum()]
     return found + [NUMBER_WORDS[word] for word in words if word in NUMBER_WORDS and word != "one"]
 
 

@@ -204,12 +204,14 @@ def unroll(event: Event) -> tuple[Start | Delta | Finish | End, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Directives:
-    """The request's Cache-Control (RFC 9111)."""
+    """The request's Cache-Control (RFC 9111), and its Sluice-Max-Error."""
 
     no_store: bool = False
     no_cache: bool = False
     only_if_cached: bool = False
     max_age_s: float | None = None
+    max_error: float | None = None
+    """Tightens what the tenant allows the semantic cache; never loosens it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,6 +268,8 @@ class Trail:
 
     id: str
     tenant: str = "default"
+    user: str = ""
+    """The tenant's end user, if the request names one."""
     share: float = 1.0
     """Weight among tenants that compete for the engine."""
     deadline: float | None = None

@@ -12,9 +12,9 @@ import secrets
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from cache.exact import Exact, Record, Shelf
+from cache.exact import Exact, Record, Shelf, StoredOnly
 from cache.join import Join
 from cache.store.base import Store
 from engine.contract import Answerer
@@ -37,6 +37,7 @@ from gateway.observe.rollup import RollUp
 from gateway.parts.cascade import build_auto, cache_error_of
 from gateway.parts.exact import Cache, build_cache, exact_terms
 from gateway.parts.ledger import build_ledger
+from gateway.parts.meaning import Meaning, build_meaning
 from gateway.parts.shadow import build_shadow
 from gateway.parts.tenants import Tenancy, build_tenancy
 from gateway.reload import Reloader
@@ -45,6 +46,9 @@ from gateway.store_health import StoreHealth
 from gateway.tenants.limits import LimitLayer, Limits
 from gateway.wire.chat import ChatRequest
 from gateway.wire.completions import CompletionRequest
+
+if TYPE_CHECKING:
+    from gateway.parts.embedding import Embedding
 
 FOLD_EVERY_S = 0.02
 """Folding a record takes 1 µs: so often, that a busy gateway is never held up for long by it."""
@@ -60,10 +64,14 @@ class System:
     rollup: RollUp
     live: Live
     reloader: Reloader
+    meaning: Meaning
 
 
-def assemble(loaded: Loaded, backend: Backend, log: Log) -> System:
-    """Build everything; opens nothing (the application's lifespan does)."""
+def assemble(
+    loaded: Loaded, backend: Backend, log: Log, embedding: Embedding | None = None
+) -> System:
+    """Build everything; opens nothing (the application's lifespan does). `embedding` is there for
+    tests: without one it is built as it is set."""
     settings, live = loaded.settings, Live(loaded)
     reloader, tenancy = Reloader(live, loaded, log), build_tenancy(live, log)
     cache = build_cache(settings.exact, log)
@@ -80,7 +88,8 @@ def assemble(loaded: Loaded, backend: Backend, log: Log) -> System:
     rollup = keeper.rollup
     shadow = build_shadow(settings, auto, backend, tenancy.roster, ledger=ledger, log=log)
     paid = tenancy.spending(shadow, backend, settings)
-    onion = _onion(paid, cache, shelf, limits=tenancy.limits, ledger=ledger)
+    meaning = build_meaning(settings, tenancy.roster, log, embedding)
+    onion = _onion(paid, cache, shelf, meaning, limits=tenancy.limits, ledger=ledger)
     told = ContentLayer(onion, tenancy.logs_content(settings.logs.content), log)
     answerer, stop_tracing = _traced(settings.traces, told)
     drain = Drain(settings.server.max_inflight, settings.server.shutdown_grace_s)
@@ -141,23 +150,26 @@ def assemble(loaded: Loaded, backend: Backend, log: Log) -> System:
             backend,
             cache.store,
             keeper,
+            meaning,
             tasks=(reloader.run, shadow.run),
             stop_tracing=stop_tracing,
         ),
     )
-    return System(app, drain, answerer, rollup, live, reloader)
+    return System(app, drain, answerer, rollup, live, reloader, meaning)
 
 
 def _onion(
     model: Answerer,
     cache: Cache,
     shelf: Shelf,
+    meaning: Meaning,
     *,
     limits: Limits,
     ledger: Ledger,
 ) -> Answerer:
     """The layers, outermost last. Each wraps the one above it in this list."""
-    recorded = Record(shelf, model)
+    by_meaning = meaning.around(StoredOnly(model))
+    recorded = Record(shelf, by_meaning)
     shared = cache.share(shelf, recorded)
     joined = Join(shared, may_share=shelf.may_share, key=shelf.key)
     cached = cache.bound(Exact(shelf, joined))
@@ -182,6 +194,7 @@ async def _running(
     backend: Backend,
     store: Store,
     keeper: Keeper,
+    meaning: Meaning,
     *,
     tasks: tuple[Callable[[], Coroutine[Any, Any, None]], ...],
     stop_tracing: Callable[[], None],
@@ -194,7 +207,8 @@ async def _running(
         work = (_fold(keeper.rollup), keeper.run(), *(task() for task in tasks))
         running = [asyncio.create_task(one) for one in work]
         try:
-            yield
+            async with meaning.running():
+                yield
         finally:
             for task in running:
                 task.cancel()

@@ -191,7 +191,11 @@ class SemanticCache:
         "when a near answer is near enough: bounded keeps max_error; vcache (per-entry "
         "thresholds) and static (one threshold, no promise) are there to compare with",
     )
-    threshold: float = _set(0.9, "static: the cosine from which a near answer is given")
+    threshold: float = _set(
+        0.9,
+        "static: the cosine from which a near answer is given, unless numbers, names or a negation "
+        "differ",
+    )
     min_evidence: int = _set(200, "bounded: labels of a namespace before its first hit")
     allow_sampling: bool = _set(False, "may answers to questions that ask for randomness be given")
     allow_turns: bool = _set(False, "may later turns be answered, where all earlier ones are equal")

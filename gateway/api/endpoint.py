@@ -37,7 +37,13 @@ from gateway.tenants.keys import Keys
 from gateway.tenants.limits import Limits
 from gateway.verify import AUTO
 from gateway.wire.collect import collect
-from gateway.wire.headers import directives_of, server_timing, tags_of, traceparent_of
+from gateway.wire.headers import (
+    directives_of,
+    labels_of,
+    server_timing,
+    tags_of,
+    traceparent_of,
+)
 from gateway.wire.render import DONE, ChunkWriter, Look, Surface, whole
 
 LAST_WORDS_S = 5.0
@@ -122,7 +128,7 @@ class Endpoint:
         body = await read_body(exchange.receive, edge.server.max_body_bytes)
         remembered = b"cache-control" not in given
         asked = self._parse_again(tenant.name, body) if remembered else self._parse(body)
-        trail = self._trail(exchange, tenant)
+        trail = self._trail(exchange, tenant, asked.user)
         calls = asked.calls(self._place(exchange, asked, tenant, trail))
         first = calls[0]
         if first.model == AUTO:
@@ -143,14 +149,15 @@ class Endpoint:
             if several:
                 edge.limits.leave(tenant.name)
 
-    def _trail(self, exchange: Exchange, tenant: Tenant) -> Trail:
+    def _trail(self, exchange: Exchange, tenant: Tenant, user: str | None) -> Trail:
         given = exchange.given
         trail = Trail(
             id=exchange.id,
             tenant=tenant.name,
+            user=user or "",
             share=tenant.share,
             deadline=time.monotonic() + self._edge.server.request_timeout_s,
-            directives=directives_of(given.get(b"cache-control")),
+            directives=directives_of(given.get(b"cache-control"), given.get(b"sluice-max-error")),
             tags=tags_of(given.get(b"sluice-tags")),
             traceparent=traceparent_of(given.get(b"traceparent")),
         )
@@ -163,6 +170,7 @@ class Endpoint:
         if scope is None:
             scope = f"alone:{exchange.id}"
             trail.directives = replace(trail.directives, no_store=True)
+        trail.tags = labels_of(trail.tags, tenant.name, trail.user, scope)
         route = exchange.given.get(b"sluice-route")
         model = route.decode("latin-1") if route else asked.model
         return self._edge.catalog.place(

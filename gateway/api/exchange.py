@@ -28,6 +28,7 @@ READ = frozenset(
         b"authorization",
         b"cache-control",
         b"content-length",
+        b"sluice-max-error",
         b"sluice-route",
         b"sluice-tags",
         b"traceparent",

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from engine.contract import BadCall, CacheStatus, Directives
 
 PLAIN = Directives()
+LONGEST_USER = 64
+_SHARE = re.compile(r"[0-9]+(\.[0-9]*)?|\.[0-9]+", re.ASCII)
 
 
-def directives_of(header: bytes | None) -> Directives:
-    """The request's Cache-Control. Directives that we do not know are ignored, as RFC 9111 says."""
+def directives_of(header: bytes | None, max_error: bytes | None = None) -> Directives:
+    """The request's Cache-Control and Sluice-Max-Error. Directives that we do not know are ignored,
+    as RFC 9111 says."""
+    if max_error is not None:
+        return replace(directives_of(header), max_error=_share(max_error.decode("latin-1")))
     if header is None:
         return PLAIN
     given: dict[str, str] = {}
@@ -23,6 +31,17 @@ def directives_of(header: bytes | None) -> Directives:
         only_if_cached="only-if-cached" in given,
         max_age_s=_seconds(given["max-age"]) if "max-age" in given else None,
     )
+
+
+def _share(text: str) -> float:
+    """Plain decimals only: what else `float` reads (nan, 1_0) is no share."""
+    if not _SHARE.fullmatch(text.strip()) or float(text) > 1:
+        raise BadCall(
+            f"Sluice-Max-Error must be a number from 0 (no semantic hit) to 1; got {text!r}.",
+            param="Sluice-Max-Error",
+            code="invalid_value",
+        )
+    return float(text)
 
 
 def _seconds(text: str) -> float:
@@ -42,6 +61,28 @@ def tags_of(header: bytes | None) -> tuple[str, ...]:
 def traceparent_of(header: bytes | None) -> str:
     """W3C Trace Context, as it came: who uses it (observe/traces.py) ignores one that is broken."""
     return header.decode("latin-1") if header else ""
+
+
+def user_tag(tenant: str, user: str) -> str:
+    """The tag under which a user's stored answers are erased. A long name is hashed."""
+    short = user if len(user) <= LONGEST_USER else hashlib.sha256(user.encode()).hexdigest()
+    return f"user:{tenant}/{short}"
+
+
+def tenant_tag(tenant: str, tag: str = "") -> str:
+    """The tag of a tenant's answers in a scope that is not its name alone, and of those with a tag
+    of its own."""
+    return f"tenant:{tenant}/{tag}"
+
+
+def labels_of(tags: tuple[str, ...], tenant: str, user: str, scope: str) -> tuple[str, ...]:
+    """What stored answers can be purged by: the request's tags, and what names who asked."""
+    labels = list(tags)
+    if user:
+        labels.append(user_tag(tenant, user))
+    if scope != f"tenant:{tenant}":
+        labels += [tenant_tag(tenant), *(tenant_tag(tenant, tag) for tag in tags)]
+    return tuple(labels)
 
 
 def cache_status(members: Iterable[CacheStatus]) -> bytes:

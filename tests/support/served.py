@@ -54,6 +54,9 @@ threads = 1
 kv_memory_mib = {kv_memory_mib}
 max_running = {max_running}
 
+[cache.semantic]
+enabled = false
+
 [logs]
 level = "info"
 format = "json"

@@ -21,6 +21,7 @@ from gateway.backend import PlainBackend
 from gateway.catalog import ModelCard
 from gateway.configure import Loaded
 from gateway.observe.logs import LineWriter, build_log
+from gateway.parts.embedding import Embedding
 from gateway.server import DrainingServer, build_server
 from gateway.settings import (
     Cascade,
@@ -29,6 +30,7 @@ from gateway.settings import (
     LedgerSettings,
     Limits,
     Model,
+    SemanticCache,
     Server,
     Settings,
     Tenant,
@@ -49,6 +51,7 @@ def settings_for_tests(**changes: Any) -> Settings:
         keys=Keys(store="memory://"),
         limits=Limits(store="memory://"),
         ledger=LedgerSettings(store="memory://"),
+        semantic=SemanticCache(enabled=False),
         tenants=(Tenant(name="default"),),
     )
     return replace(plain, **changes)
@@ -84,6 +87,7 @@ async def serving(
     models: Mapping[str, Answerer] | None = None,
     prices: Mapping[str, tuple[float, float]] = MappingProxyType({}),
     loaded: Loaded | None = None,
+    embedding: Embedding | None = None,
 ) -> AsyncIterator[Running]:
     """`prices`: of prompt and answer, in US dollars per million tokens. `loaded`: knows the file
     that a reload reads."""
@@ -95,9 +99,8 @@ async def serving(
     logged = BytesIO()
     writer = LineWriter(logged, every_s=0.01)
     log = build_log(writer, settings.logs.level, as_json=True)
-    system = assemble(
-        replace(loaded or Loaded(settings), settings=settings), PlainBackend(models, cards), log
-    )
+    known = replace(loaded or Loaded(settings), settings=settings)
+    system = assemble(known, PlainBackend(models, cards), log, embedding)
     listener = socket.create_server(("127.0.0.1", settings.server.port))
     port = listener.getsockname()[1]
     ready = asyncio.Event()

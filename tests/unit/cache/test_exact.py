@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from cache.exact import Exact, Record, Shelf, Terms
+from cache.exact import Exact, Record, Shelf, StoredOnly, Terms
 from cache.key import key_of
 from cache.replay import Recording
 from cache.store.base import StoreFault, StoreStats, Which
@@ -50,7 +50,7 @@ class House:
             clock=self.clock,
             on_fault=lambda what, error: self.faults.append(f"{what}: {error}"),
         )
-        self.exact = Exact(self.shelf, Record(self.shelf, self.inner))
+        self.exact = Exact(self.shelf, Record(self.shelf, StoredOnly(self.inner)))
 
     def ask(self, call: Call, trail: Trail) -> Answer:
         return self.exact(call, trail)
@@ -212,6 +212,11 @@ async def test_only_if_cached_answers_from_the_store_or_not_at_all(house: House)
     assert said(await hear(house.ask(call_of(), trail_of(only_if_cached=True)))) == "Paris"
     both = trail_of(only_if_cached=True, no_cache=True)
     assert isinstance(await fails(house.ask(call_of(), both)), NotCached)
+
+
+async def test_who_wants_what_is_stored_waits_for_nobodys_generation(house: House) -> None:
+    assert house.shelf.may_share(call_of(), trail_of())
+    assert not house.shelf.may_share(call_of(), trail_of(only_if_cached=True))
 
 
 # ---------------------------------------------------------------------- terms

@@ -181,7 +181,7 @@ async def test_the_lease_is_held_until_the_answer_is_stored(
     assert said(late.heard) == "abc"
     assert not two.model.runs
     one.settled.set()
-    lease = FlightNames.of(key_of(call_of()), None).lease
+    lease = FlightNames.of(key_of(call_of()), Directives()).lease
     await eventually(lambda: server.client.exists(lease) == 0)
 
 
@@ -317,7 +317,7 @@ async def test_a_follower_whose_log_is_damaged_still_gets_the_whole_answer(
     await run.say(*EVENTS[:2])
     follower = two.ask()
     await eventually(lambda: said(follower.heard) == "a")
-    names = FlightNames.of(key_of(call_of()), None)
+    names = FlightNames.of(key_of(call_of()), Directives())
     [log] = server.client.keys(names.log_prefix + b"*")
     if damage == "flush":
         server.client.flushall()
@@ -344,11 +344,11 @@ async def test_another_calls_log_is_not_listened_to(
     mine, theirs = call_of(scope="tenant:mine"), call_of(scope="tenant:theirs")
     one.ask("theirs", theirs)
     await (await one.run()).say(*EVENTS[:2])
-    other = FlightNames.of(key_of(theirs), None)
+    other = FlightNames.of(key_of(theirs), Directives())
     await eventually(lambda: bool(server.client.keys(other.log_prefix + b"*")))
     [log] = server.client.keys(other.log_prefix + b"*")
     token = log.removeprefix(other.log_prefix)
-    own = FlightNames.of(key_of(mine), None)
+    own = FlightNames.of(key_of(mine), Directives())
     server.client.set(own.lease, token)
     for _, fields in server.client.xrange(log):
         server.client.xadd(own.log(token), fields)

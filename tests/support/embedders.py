@@ -1,0 +1,28 @@
+"""The bundled embedder, exported once for all tests of a checkout."""
+
+from __future__ import annotations
+
+import threading
+from io import BytesIO
+from pathlib import Path
+
+from cache.embed import BUNDLED, Encoder, OnnxEncoder, prepare
+from gateway.observe.logs import LineWriter, build_log
+from gateway.parts.embedding import Embedding
+from tests.support.program import ROOT
+
+FOLDER: Path = ROOT / ".cache" / "embedders"
+
+
+def embedding_of(encoder: Encoder | None = None, gate: threading.Event | None = None) -> Embedding:
+    """The bundled embedder, or `encoder`, as a gateway has it; made when `gate` opens."""
+    writer = LineWriter(BytesIO())
+    log = build_log(writer, "error", as_json=True)
+    writer.close()
+
+    def make(_: threading.Event) -> Encoder:
+        if gate is not None:
+            gate.wait(10)
+        return encoder or OnnxEncoder(prepare(BUNDLED, FOLDER))
+
+    return Embedding(BUNDLED, make, log)
