@@ -26,8 +26,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.semantic_fresh import FRESH, Arranged
 from bench.semantic_replay import EXPLORE, SERVE, Played, Pool, play
-from bench.semantic_streams import STREAMS, Stream, named
+from bench.semantic_streams import STREAMS, Stream
 from cache.verify import Policy
 from cache.verify_budget import Budgeted, Terms
 from cache.verify_others import Pooled, Static, VCache
@@ -118,7 +119,9 @@ HEADER = (
 )
 
 
-def measure(stream: Stream, pool: Pool, policies: Sequence[str], seeds: int) -> list[Line]:
+def measure(
+    stream: Stream | Arranged, pool: Pool, policies: Sequence[str], seeds: int
+) -> list[Line]:
     """Every policy at every error on one stream."""
     orders = [stream.draw(seed) for seed in range(seeds)]
     lines = []
@@ -169,10 +172,19 @@ def plot(lines: Sequence[Line], path: Path) -> None:
     figure.savefig(path)
 
 
+def named(names: Sequence[str], data: Path) -> list[Stream | Arranged]:
+    """The streams called `names`, read from the folder `data`; "all" and "fresh" are many."""
+    groups = {"all": [*STREAMS], "fresh": [*FRESH]}
+    wanted = [one for name in names for one in groups.get(name, [name])]
+    return [{**STREAMS, **FRESH}[name](data) for name in wanted]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder with the data sets")
-    parser.add_argument("--streams", default="all", help=f"of {', '.join(STREAMS)}")
+    parser.add_argument(
+        "--streams", default="all", help=f"of {', '.join([*STREAMS, *FRESH])}, all, fresh"
+    )
     parser.add_argument("--policies", default="ours,pooled,vcache,static")
     parser.add_argument("--seeds", type=int, default=100)
     parser.add_argument("--out", type=Path, help="where to save the numbers as JSON")

@@ -25,7 +25,7 @@ import csv
 import json
 import random
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,7 @@ class Stream:
         return Questions(texts, answers)
 
 
-def _numbered(pairs: Iterable[tuple[str, Any]]) -> Questions:
+def numbered(pairs: Iterable[tuple[str, Any]]) -> Questions:
     """Distinct texts, each with a number for its answer."""
     kept: dict[str, Any] = {}
     for text, answer in pairs:
@@ -88,23 +88,23 @@ def banking77(data: Path) -> Questions:
     for name in ("train.csv", "test.csv"):
         with (data / "banking77" / name).open(newline="") as file:
             pairs += [(row["text"], row["category"]) for row in csv.DictReader(file)]
-    return _numbered(pairs)
+    return numbered(pairs)
 
 
 def arena_hard(data: Path) -> Questions:
     lines = (data / "arena-hard/question.jsonl").read_text().splitlines()
-    return _numbered((json.loads(line)["turns"][0]["content"], n) for n, line in enumerate(lines))
+    return numbered((json.loads(line)["turns"][0]["content"], n) for n, line in enumerate(lines))
 
 
 def gsm8k(data: Path) -> Questions:
     files = (data / "gsm8k" / name for name in ("train.jsonl", "test.jsonl"))
     texts = [json.loads(line)["question"] for file in files for line in file.open()]
-    return _numbered((text, number) for number, text in enumerate(texts))
+    return numbered((text, number) for number, text in enumerate(texts))
 
 
 def pairs(data: Path) -> Questions:
     rows = json.loads((data / "gptcache-mock/mock_data.json").read_text())
-    return _numbered((row[side], n) for n, row in enumerate(rows) for side in ("origin", "similar"))
+    return numbered((row[side], n) for n, row in enumerate(rows) for side in ("origin", "similar"))
 
 
 # --------------------------------------------------------------------------- slots
@@ -147,7 +147,7 @@ def advising(data: Path, *, fillings: int = 10, pool: int = 16_000, seed: int = 
                 text, used = _fill(sentence, chosen)
                 out.append((text, (number, used)))
     rng.shuffle(out)
-    return _numbered(out[: pool + pool // 20])
+    return numbered(out[: pool + pool // 20])
 
 
 def slots(data: Path, *, choices: int = 6, pool: int = 16_000, seed: int = 0) -> Questions:
@@ -170,7 +170,7 @@ def slots(data: Path, *, choices: int = 6, pool: int = 16_000, seed: int = 0) ->
                 chosen[slot] = rng.choices(values, ranks)[0]
         text, used = _fill(sentence, chosen)
         out.setdefault(text, (number, used))
-    return _numbered(out.items())
+    return numbered(out.items())
 
 
 # --------------------------------------------------------------------------- hostile edits
@@ -198,7 +198,7 @@ def hostile(data: Path, *, bases: int = 700, seed: int = 0) -> Questions:
     for number, text in enumerate(rng.sample(short, bases)):
         for version, changed in enumerate([text, *_twisted(text, rng)]):
             out += [(rng.choice(HARMLESS)(changed), (number, version)) for _ in range(4)]
-    return _numbered(out)
+    return numbered(out)
 
 
 def _twisted(text: str, rng: random.Random) -> list[str]:
@@ -235,9 +235,3 @@ STREAMS: dict[str, Callable[[Path], Stream]] = {
     "drift": lambda d: Stream("drift", (banking77(d), advising(d)), 4000),
     "drift-near": lambda d: Stream("drift-near", (advising(d), slots(d)), 4000),
 }
-
-
-def named(names: Sequence[str], data: Path) -> list[Stream]:
-    """The streams called `names` ("all" for every one), read from the folder `data`."""
-    wanted = list(STREAMS) if "all" in names else names
-    return [STREAMS[name](data) for name in wanted]
