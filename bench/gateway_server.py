@@ -49,7 +49,7 @@ def settings_on(port: int, store: str, memory_bytes: int, home: str) -> Settings
         keys=Keys(store="memory://"),
         limits=Limits(store="memory://"),
         ledger=LedgerSettings(store=f"sqlite:///{home}/ledger.db"),
-        semantic=SemanticCache(enabled=False),
+        semantic=SemanticCache(enabled=False, store="memory://"),
         tenants=(tenant,),
     )
 

@@ -30,7 +30,7 @@ from cache.replay import Recording
 from cache.verify_facts import Facts, read
 from engine.contract import Delta
 
-Source = Literal["equal", "facts", "meaning", "judge", "unclear", "feedback"]
+Source = Literal["equal", "facts", "meaning", "judge", "unclear"]
 
 Judge = Callable[[str, str, str], Awaitable[bool | None]]
 """(question, fresh answer, cached answer) -> whether the cached one would do; None: cannot say."""

@@ -101,7 +101,7 @@ class Index:
     """Keys with vectors of one length. Not for two threads at once."""
 
     def __init__(self, dimensions: int, *, flat_limit: int = FLAT_LIMIT) -> None:
-        self._dimensions = dimensions
+        self.dimensions = dimensions
         self._flat = Flat(dimensions)
         self._flat_limit = flat_limit
         self._graph: Graph | None = None
@@ -146,7 +146,7 @@ class Index:
 
     def _move(self, count: int) -> None:
         if self._graph is None:
-            self._graph = Graph(ndim=self._dimensions, metric="cos", dtype="i8")
+            self._graph = Graph(ndim=self.dimensions, metric="cos", dtype="i8")
         for _ in range(min(count, len(self._flat))):
             key = self._flat.oldest()
             self._graph.add(key, self._flat.remove(key), threads=1)

@@ -12,12 +12,13 @@ before it is stored.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from cache.key import cacheable, key_of
+from cache.key import FAMILY_BYTES, cacheable, key_of
 from engine.contract import Call, Message
 
 VOLATILE_WORDS: Final = (
@@ -58,13 +59,17 @@ def last_text(call: Call) -> str | None:
     return last.text
 
 
-def namespace_of(call: Call) -> bytes:
-    """The exact key of everything but the last user text."""
+def namespace_of(call: Call, embedder: str = "") -> bytes:
+    """The exact key of everything but the last user text; another one for each `embedder` (its
+    fingerprint), since vectors of two of them cannot be compared."""
     if call.kind == "text":
-        return key_of(replace(call, prompt=""))
-    last = call.messages[-1]
-    blank = Message(role=last.role, name=last.name)
-    return key_of(replace(call, messages=(*call.messages[:-1], blank)))
+        key = key_of(replace(call, prompt=""))
+    else:
+        last = call.messages[-1]
+        blank = Message(role=last.role, name=last.name)
+        key = key_of(replace(call, messages=(*call.messages[:-1], blank)))
+    digest = hashlib.sha256(embedder.encode() + b"\0" + key).digest()
+    return digest[:-FAMILY_BYTES] + key[-FAMILY_BYTES:]
 
 
 def why_not(call: Call, terms: Terms) -> str | None:

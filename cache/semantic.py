@@ -28,20 +28,23 @@ import asyncio
 import math
 import random
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final, TypeAlias
 
 from cache.agree import Judge, text_of
-from cache.archive import Kept
-from cache.embed import Busy, Embedder, EmbedError
-from cache.keeper import Keeper, Place
+from cache.archive import Erasure
+from cache.embed import Busy, Embedder, EmbedError, Vector
+from cache.entry import Origin, Seen, SpaceState
+from cache.hindsight import Given, Hindsight
+from cache.keeper import Keeper
 from cache.namespace import Terms, last_text, namespace_of, why_not
+from cache.quota import Bounds
 from cache.record import Recorder
 from cache.replay import Recording, replay
-from cache.space import Bounds, Seen, Space, SpaceState
+from cache.space import Space
+from cache.spaces import PolicyOf, Spaces
 from cache.teach import Asked, Teacher
 from cache.verify import Policy, Verdict
 from cache.verify_budget import Budgeted
@@ -63,19 +66,13 @@ from engine.contract import (
 DRAFT_FROM: Final = 0.7
 """Cosine from which a near-miss may help speculative decoding."""
 
-MAX_SIBLINGS: Final = 16
-
 MATURE: Final = 500
 """Labels from which a namespace has something to tell to new ones of its scope."""
-
-REMEMBERED: Final = 10_000
-"""Served hits that feedback can still reach."""
 
 
 TermsOf: TypeAlias = Callable[[Call, Trail], Terms]
 OwnerOf: TypeAlias = Callable[[Call, Trail], str]
-PolicyOf: TypeAlias = Callable[[Terms, Sequence[Policy]], Policy]
-"""(terms, policies of the scope's other namespaces) -> the policy of a new namespace."""
+"""The end user where one is known, else the tenant."""
 
 
 def budgeted(terms: Terms, siblings: Sequence[Policy] = ()) -> Budgeted:
@@ -85,20 +82,12 @@ def budgeted(terms: Terms, siblings: Sequence[Policy] = ()) -> Budgeted:
     return Budgeted(Promise(terms.max_error), random.Random(), prior)
 
 
-@dataclass(frozen=True, slots=True)
-class Given:
-    """A served hit, so that feedback finds what it was about."""
-
-    namespace: bytes
-    seen: Seen
-    verdict: Verdict
-
-
 # --------------------------------------------------------------------------- the layer
 
 
 class Semantic:
-    """Answers by meaning, or asks the inner answerer. Owns the namespaces and the labelling."""
+    """Answers by meaning, or asks the inner answerer. Owns the namespaces and the labelling, and
+    the archive if there is one."""
 
     def __init__(
         self,
@@ -111,7 +100,7 @@ class Semantic:
         judge: Judge | None = None,
         keeper: Keeper | None = None,
         bounds: Bounds = Bounds(),  # noqa: B008  frozen
-        max_spaces: int = 2000,
+        max_spaces: int = 5000,
         max_labelling: int = 64,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -119,16 +108,19 @@ class Semantic:
         self._embedder = embedder
         self._terms_of = terms_of
         self._owner_of = owner_of
-        self._policy_of = policy_of
         self._teacher = Teacher(embedder.embed, judge)
+        self._hindsight = Hindsight(embedder.embed)
         self._keeper = keeper
-        self._bounds = bounds
-        self._max_spaces = max_spaces
         self._max_labelling = max_labelling
         self._clock = clock
-        self._spaces: OrderedDict[bytes, Space] = OrderedDict()
-        self._origins: dict[bytes, tuple[str, str]] = {}
-        self._given: OrderedDict[str, tuple[str, Given]] = OrderedDict()
+        self._spaces = Spaces(
+            policy_of=policy_of,
+            dimensions=lambda: embedder.dimensions,
+            bounds=bounds,
+            max_spaces=max_spaces,
+            keeper=keeper,
+            clock=clock,
+        )
         self._labelling: set[asyncio.Task[None]] = set()
         self.unlabelled = 0
         """Answers not compared because too many comparisons were under way."""
@@ -163,69 +155,56 @@ class Semantic:
             return None
         question = last_text(call)
         assert question is not None
-        namespace = namespace_of(call)
         # The namespace keeps its tenant's promise, whatever this request asks for beyond it.
-        space = self._open(namespace, (call.scope, call.model), terms)
+        namespace = namespace_of(call, self._embedder.fingerprint)
+        space = self._spaces.open(Origin(namespace, call.scope, call.model), terms)
         if space.rests():
-            _pass(trail, "bypass", "resting: the labels allow no hit here")
+            trail.cache.append(_bypass("resting: the labels allow no hit here"))
             return None
         started = time.perf_counter()
         try:
             vector = await self._embedder.embed(question, call.scope)
         except EmbedError as error:
-            queue = "the embedder is busy" if isinstance(error, Busy) else str(error)
-            _pass(trail, "bypass", queue)
+            busy = isinstance(error, Busy)
+            trail.cache.append(_bypass("the embedder is busy" if busy else str(error)))
             return None
         trail.span("embed", started)
-        facts = read(question)
-        seen = space.look(facts, vector, self._clock())
-        verdict = self._decide(space, seen, terms, trail)
-        space.note(allowed=verdict is not None and verdict.action != "forward")
-        return Asked(namespace, space, question, facts, vector, seen, verdict)
+        return self._judge(space, question, vector, call, terms, trail)
 
     def _refusal(self, call: Call, trail: Trail, terms: Terms) -> CacheStatus | None:
         """Why this request is left alone, before anything is spent on it."""
         if trail.directives.no_store:
             return CacheStatus("semantic", forward="request")
-        reason = why_not(call, terms) or self._embedder.problem
-        return CacheStatus("semantic", forward="bypass", detail=reason) if reason else None
+        reason = why_not(call, terms) or self._embedder.problem or self._spaces.problem
+        return _bypass(reason) if reason else None
 
-    def _open(self, namespace: bytes, origin: tuple[str, str], terms: Terms) -> Space:
-        """The space of a namespace, made now if need be; `origin` is its scope and model."""
-        space = self._spaces.get(namespace)
-        if space is not None:
-            self._spaces.move_to_end(namespace)
-            return space
-        siblings = [
-            sibling.policy
-            for name, sibling in self._spaces.items()
-            if self._origins[name][0] == origin[0]
-        ]
-        policy = self._policy_of(terms, siblings[-MAX_SIBLINGS:])
-        space = Space(
-            policy, self._embedder.dimensions, self._bounds, reports=self._keeper is not None
-        )
-        self._spaces[namespace] = space
-        self._origins[namespace] = origin
-        if len(self._spaces) > self._max_spaces:
-            forgotten, _ = self._spaces.popitem(last=False)
-            del self._origins[forgotten]
-        return space
+    def _judge(  # noqa: PLR0917
+        self, space: Space, question: str, vector: Vector, call: Call, terms: Terms, trail: Trail
+    ) -> Asked:
+        facts, now = read(question), self._clock()
+        seen = space.look(facts, vector, now)
+        asked = Asked(space, question, facts, vector, seen, self._owner_of(call, trail))
+        if asked.owner != trail.tenant:
+            asked.doubt = self._hindsight.doubt(asked, now)
+        asked.verdict = self._decide(asked, terms, trail)
+        space.note(allowed=asked.verdict is not None and asked.verdict.action != "forward")
+        return asked
 
-    def _decide(
-        self, space: Space, seen: Seen | None, terms: Terms, trail: Trail
-    ) -> Verdict | None:
+    def _decide(self, asked: Asked, terms: Terms, trail: Trail) -> Verdict | None:
+        space, seen = asked.space, asked.seen
         if seen is None:
             space.policy.skip()
             trail.cache.append(CacheStatus("semantic", forward="miss"))
             return None
-        asked = trail.directives
+        wanted = trail.directives
         group = space.group(seen.entry.group)
         assert group is not None
         age_s = max(0.0, self._clock() - group.recording.stored_at)
-        refused = asked.no_cache or (asked.max_age_s is not None and age_s > asked.max_age_s)
-        max_error = terms.max_error if asked.max_error is None else asked.max_error
-        verdict = _verdict(space.policy, seen, 0.0 if refused else max_error, terms)
+        refused = wanted.no_cache or (wanted.max_age_s is not None and age_s > wanted.max_age_s)
+        max_error = terms.max_error if wanted.max_error is None else wanted.max_error
+        if refused or asked.doubt is not None:
+            max_error = 0.0
+        verdict = _verdict(space.policy, seen, max_error, terms)
         trail.decisions.append(Decision("semantic", verdict.action, verdict.reason))
         if verdict.action == "serve":
             return verdict
@@ -245,13 +224,22 @@ class Semantic:
         trail.age_s = max(0.0, now - recording.stored_at)
         ttl_s = recording.expires_at - now
         trail.cache.append(CacheStatus("semantic", hit=True, ttl_s=ttl_s, detail=_worth(verdict)))
-        self._given[trail.id] = (trail.tenant, Given(asked.namespace, seen, verdict))
-        if len(self._given) > REMEMBERED:
-            self._given.popitem(last=False)
+        self._remember(asked, trail)
         start, *rest = replay(recording, trail.id)
         assert isinstance(start, Start)
         yield replace(start, origin="semantic")
         yield from rest
+
+    def _remember(self, asked: Asked, trail: Trail) -> None:
+        """A hit that is being served."""
+        seen, verdict, space = asked.seen, asked.verdict, asked.space
+        assert seen is not None
+        assert verdict is not None
+        decision = (seen.sighting, verdict)
+        given = Given(trail.tenant, space, asked.question, seen.entry.group, decision)
+        self._hindsight.remember(trail.id, given)
+        if asked.owner != trail.tenant:
+            self._hindsight.served(asked, self._clock())
 
     # ------------------------------------------------------------------ after the answer
 
@@ -264,48 +252,41 @@ class Semantic:
         if len(self._labelling) >= self._max_labelling:
             self.unlabelled += 1
             return
-        task = asyncio.create_task(self._learn(asked, recording, self._owner_of(call, trail)))
+        task = asyncio.create_task(self._learn(asked, recording, trail))
         self._labelling.add(task)
         task.add_done_callback(self._labelling.discard)
 
-    async def _learn(self, asked: Asked, recording: Recording, owner: str) -> None:
-        key = await self._teacher.learn(asked, recording, owner)
-        if key is not None and self._keeper is not None and asked.namespace in self._origins:
-            at = Place(asked.namespace, *self._origins[asked.namespace], asked.space)
-            await self._keeper.keep(at, key, asked.vector, recording)
+    async def _learn(self, asked: Asked, recording: Recording, trail: Trail) -> None:
+        space = asked.space
+        if self._spaces.find(space.origin.namespace) is not space:  # forgotten meanwhile
+            return
+        key = await self._teacher.learn(asked, recording, trail.id)
+        if key is not None:
+            entry = space.entry(key)
+            if entry is not None:
+                given = Given(trail.tenant, space, asked.question, entry.group, None)
+                self._hindsight.remember(trail.id, given)
+            if self._keeper is not None:
+                await self._keeper.keep(space, key, asked.vector)
+        await self._spaces.tell()
 
     async def settle(self) -> None:
-        """Wait until everything answered so far is compared and kept."""
+        """Wait until everything answered so far is compared and kept, and the archive has it for
+        good: what was learnt then survives the death of the process."""
         while self._labelling:
             await asyncio.gather(*self._labelling)
+        await self._spaces.flush()
 
     # ------------------------------------------------------------------ people
 
-    def feedback(self, answer_id: str, score: float, *, tenant: str) -> bool:
-        """What someone says of a hit served to `tenant`; whether it is remembered. Below .5 is a
-        wrong hit, whose answer is dropped when nothing but complaints is known of it.
-
-        Complaints count as labels, praise does not: people complain of what is wrong, and are
-        silent otherwise, so that counting both as a sample would be a bias, and this way the bias
-        is on the safe side."""
-        remembered = self._given.get(answer_id)
-        if remembered is None or remembered[0] != tenant:
-            return False
-        given = self._given.pop(answer_id)[1]
-        space = self._spaces.get(given.namespace)
-        if space is None:
-            return False
-        right = score >= 0.5
-        number = given.seen.entry.group
-        space.check(number, right=right)
-        if right:
-            return True
-        space.sources["feedback"] += 1
-        space.policy.learn(given.seen.sighting, replace(given.verdict, chance=1.0), right=False)
-        group = space.group(number)
-        if group is not None and group.record.wrong > 1 + group.record.right:
-            space.drop_group(number)
-        return True
+    async def feedback(
+        self, answer_id: str, score: float, *, tenant: str, correct: str | None = None
+    ) -> bool:
+        """What someone says of an answer given to `tenant` (cache/hindsight.py); whether it is
+        remembered."""
+        known = await self._hindsight.feedback(answer_id, score, tenant=tenant, correct=correct)
+        await self._spaces.tell()
+        return known
 
     async def purge(
         self,
@@ -314,44 +295,35 @@ class Semantic:
         model: str | None = None,
         tag: str | None = None,
         owner: str | None = None,
+        answer: str | None = None,
     ) -> int:
-        """Drop what matches all that is given; returns the number of questions dropped."""
-        dropped = 0
-        for namespace, space in self._spaces.items():
-            its_scope, its_model = self._origins[namespace]
-            if scope in (None, its_scope) and model in (None, its_model):
-                dropped += space.purge(tag=tag, owner=owner)
-                if self._keeper is not None:
-                    await self._keeper.sweep(Place(namespace, its_scope, its_model, space))
-        return dropped
+        """Forget what matches all that is given, here and wherever the archive is shared; returns
+        the number of questions. `answer` is the id under which somebody got it, now or then.
+        Raises StoreFault where the archive cannot be told."""
+        given = self._hindsight.find(answer) if answer is not None else None
+        if given is not None:
+            answer = given.space.answer_of(given.group) or answer
+        return await self._spaces.erase(Erasure(scope, model, tag, owner, answer))
 
     # ------------------------------------------------------------------ across restarts
 
     async def restore(self, terms_for: Callable[[str], Terms]) -> int:
-        """Rebuild from the archive; `terms_for` gives a scope's terms. Returns the number of
-        questions. What the archive raises goes to the caller: it is asked once, at start."""
-        if self._keeper is None:
-            return 0
-        async for kept in self._keeper.load():
-            if isinstance(kept, Kept):
-                origin = (kept.scope, kept.model)
-                self._open(kept.namespace, origin, terms_for(kept.scope)).put_back(kept)
-                continue
-            space = self._spaces.get(kept.namespace)
-            if space is not None and isinstance(space.policy, Budgeted):
-                space.policy.restore(kept.blob)
-        return sum(len(space) for space in self._spaces.values())
+        """Open the archive and rebuild from it; `terms_for` gives a scope's terms. Returns the
+        number of questions. Raises StoreFault; until it has returned, every request is passed."""
+        return await self._spaces.restore(terms_for)
+
+    async def close(self) -> None:
+        """Learn what there is to learn, and let go of the archive."""
+        await self.settle()
+        await self._spaces.close()
 
     def state(self) -> list[SpaceState]:
         """Every namespace, the most recently used first."""
-        return [
-            space.state(namespace.hex()[:16], *self._origins[namespace])
-            for namespace, space in reversed(self._spaces.items())
-        ]
+        return self._spaces.state()
 
 
-def _pass(trail: Trail, forward: str, detail: str) -> None:
-    trail.cache.append(CacheStatus("semantic", forward=forward, detail=detail))
+def _bypass(reason: str) -> CacheStatus:
+    return CacheStatus("semantic", forward="bypass", detail=reason)
 
 
 def _worth(verdict: Verdict) -> str:

@@ -10,102 +10,64 @@ policy and tenant scope; only the last user text differs. Questions whose answer
 group: a new wording of a known question is another key to the same answer, and the agreement of
 neighbours is what the decision rests on most (cache/verify.py).
 
-Synchronous, in memory, owned by cache/semantic.py. Bounds: a namespace drops its oldest questions
-beyond `max_entries`, a user's oldest beyond `max_per_owner`, so that nobody can fill it alone.
+Synchronous, in memory, owned by cache/spaces.py; bounded by cache/quota.py.
+
+A key is the time in milliseconds and 20 random bits, so that keys made by gateways that do not know
+of each other do not meet, and grow with time.
 """
 
 from __future__ import annotations
 
+import secrets
 from collections import Counter, OrderedDict
-from dataclasses import dataclass, field
+from typing import Final
 
+import msgspec
 import numpy as np
 
-from cache.archive import Kept
+from cache.archive import Erasure, Kept, Lesson, Summary, doomed_groups
 from cache.embed import Vector
-from cache.index import Index
-from cache.replay import Recording, decode
-from cache.verify import NEAREST, Neighbour, Policy, Record, Sighting, sight
-from cache.verify_budget import Budgeted, State
+from cache.entry import Entry, Group, Labels, Origin, Seen, SpaceState
+from cache.index import Index, to_int8
+from cache.journal import Journal, sighting_of, since_of, verdict_of
+from cache.quota import Quota
+from cache.replay import Recording, decode, encode
+from cache.verify import NEAREST, SIGNS, Neighbour, Policy, Record, Sighting, Verdict, sight
+from cache.verify_budget import Budgeted, Since
 from cache.verify_facts import Facts, compare, read
 
-SUPERSEDED = 0.985
+SUPERSEDED: Final = 0.985
 """A question this near whose answer came out differently was not wrong but is out of date."""
 
+CLOSED_FOR: Final = 3000
+AWAKE: Final = 10
 
-CLOSED_FOR = 3000
-AWAKE = 10
+_KEY_BITS: Final = 20
 
-
-@dataclass(slots=True)
-class Group:
-    """One answer. `recording` is its newest wording that was verified."""
-
-    number: int
-    recording: Recording
-    record: Record = field(default_factory=Record)
-    keys: set[int] = field(default_factory=set)
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One kept question. `owner` is whoever asked it; `born` in seconds since the epoch."""
-
-    key: int
-    question: str
-    facts: Facts
-    group: int
-    owner: str
-    born: float
-    tags: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """A lookup: the sighting of the nearest answer, and the groups near it, nearest first."""
-
-    sighting: Sighting
-    entry: Entry
-    groups: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    max_entries: int = 50_000
-    max_per_owner: int = 10_000
-
-
-@dataclass(frozen=True, slots=True)
-class SpaceState:
-    """One namespace for the dashboard; no `promise` under a policy that makes none."""
-
-    namespace: str
-    scope: str
-    model: str
-    entries: int
-    answers: int
-    held_bytes: int
-    labels_by_source: dict[str, int]
-    promise: State | None
+_reader = msgspec.msgpack.Decoder(tuple[bytes, dict[int, tuple[int, int]], dict[str, int]])
+_packer = msgspec.msgpack.Encoder()
 
 
 class Space:
     def __init__(
-        self, policy: Policy, dimensions: int, bounds: Bounds, *, reports: bool = False
+        self,
+        origin: Origin,
+        policy: Policy,
+        dimensions: int,
+        quota: Quota,
+        journal: Journal | None = None,
     ) -> None:
+        """`quota` is shared by the namespaces of a scope; without `journal` nothing is archived."""
+        self.origin = origin
         self.policy = policy
-        self._closed = self._rested = 0
-        self._reports = reports
-        self.dropped: list[int] = []
-        """If `reports`: keys of which an archive is to be told, and who tells it empties this."""
+        self.journal = journal
         self.sources: Counter[str] = Counter()
         """Labels by what they rest on (cache/agree.py)."""
-        self._bounds = bounds
+        self._closed = self._rested = 0
+        self._quota = quota
         self._index = Index(dimensions)
         self._entries: OrderedDict[int, Entry] = OrderedDict()
         self._groups: dict[int, Group] = {}
-        self._owners: dict[str, OrderedDict[int, None]] = {}
-        self._next = 1
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -121,6 +83,11 @@ class Space:
 
     def group(self, number: int) -> Group | None:
         return self._groups.get(number)
+
+    def answer_of(self, number: int) -> str | None:
+        """The id under which the answer of a group was first given."""
+        group = self._groups.get(number)
+        return None if group is None else self._entries[min(group.keys)].answer
 
     # ------------------------------------------------------------------ worth the trouble?
 
@@ -166,8 +133,28 @@ class Space:
 
     # ------------------------------------------------------------------ writing
 
-    def check(self, number: int, *, right: bool) -> None:
-        """Book a label on a group, if it is still there."""
+    def book(self, sighting: Sighting, verdict: Verdict, *, right: bool, source: str) -> None:
+        """A label: whether the answer that was seen would have done."""
+        self.policy.learn(sighting, verdict, right=right)
+        self._check(sighting.group, source, right=right)
+        if self.journal is None:
+            return
+        since = self.policy.tell() if isinstance(self.policy, Budgeted) else Since((), 0, 0.0)
+        self.journal.teach(sighting, verdict, since, right=right, source=source)
+        if self.journal.summary_is_due and isinstance(self.policy, Budgeted):
+            self.journal.sum_up(self.snapshot())
+
+    def praise(self, number: int) -> None:
+        """Somebody liked the answer of this group. That is no label: see `Hindsight.feedback`."""
+        self._check(number, "", right=True)
+
+    def blame(self, number: int) -> None:
+        """Somebody complains of an answer that the model had made for them."""
+        self._check(number, "feedback", right=False)
+
+    def _check(self, number: int, source: str, *, right: bool) -> None:
+        if source:
+            self.sources[source] += 1
         group = self._groups.get(number)
         if group is not None:
             record = group.record
@@ -187,89 +174,164 @@ class Space:
         recording: Recording,
         *,
         owner: str,
+        answer: str = "",
         group: int | None = None,
     ) -> int:
         """Keep a question with its answer, or as another key of `group`; returns its key."""
-        key = self._next
-        number = group if group in self._groups else key
-        assert number is not None
-        home = self._groups.get(number)
+        key = int(recording.stored_at * 1000) << _KEY_BITS | secrets.randbits(_KEY_BITS)
+        while key in self._entries:
+            key += 1
+        home = self._groups.get(group) if group is not None else None
+        number = home.number if home is not None else key
         tags = tuple(sorted({*recording.tags, *(home.recording.tags if home else ())}))
-        entry = Entry(key, question, facts, number, owner, recording.stored_at, tags)
+        entry = Entry(key, question, facts, number, owner, answer, tags)
         self._insert(entry, vector, recording)
         return key
 
+    def kept(self, key: int, vector: Vector) -> Kept | None:
+        """The question as an archive keeps it; None if it is gone again."""
+        entry = self._entries.get(key)
+        if entry is None:
+            return None
+        recording = self._groups[entry.group].recording
+        return Kept(
+            namespace=self.origin.namespace,
+            scope=self.origin.scope,
+            model=self.origin.model,
+            answered_by=recording.model,
+            key=key,
+            group=entry.group,
+            question=entry.question,
+            owner=entry.owner,
+            answer=entry.answer,
+            tags=entry.tags,
+            expires_at=recording.expires_at,
+            cost_tokens=recording.cost_tokens,
+            vector=to_int8(vector).tobytes(),
+            recording=encode(recording),
+        )
+
     def put_back(self, kept: Kept) -> None:
-        """A question from before a restart. One whose answer cannot be read is left out."""
-        group = self._groups.get(kept.group)
-        recording = group.recording if group is not None else decode(kept.recording)
-        if recording is None or kept.key in self._entries:
-            return
+        """A question from before a restart, or from another gateway. One whose answer cannot be
+        read, or whose vector is another model's, is left out."""
+        recording = decode(kept.recording)
         vector = np.frombuffer(kept.vector, np.int8).astype(np.float32)
+        if recording is None or kept.key in self._entries or len(vector) != self._index.dimensions:
+            return
+        group = self._groups.get(kept.group)
+        if group is not None and group.recording.stored_at < recording.stored_at:
+            group.recording = recording
         entry = Entry(
             key=kept.key,
             question=kept.question,
             facts=read(kept.question),
             group=kept.group,
             owner=kept.owner,
-            born=recording.stored_at,
-            tags=recording.tags,
+            answer=kept.answer,
+            tags=kept.tags,
         )
         self._insert(entry, vector, recording)
 
     def _insert(self, entry: Entry, vector: Vector, recording: Recording) -> None:
         key = entry.key
-        self._next = max(self._next, key + 1)
         home = self._groups.setdefault(entry.group, Group(entry.group, recording))
         home.keys.add(key)
         self._entries[key] = entry
         self._index.add(key, vector)
-        owned = self._owners.setdefault(entry.owner, OrderedDict())
-        owned[key] = None
-        if len(owned) > self._bounds.max_per_owner:
-            self.drop(next(iter(owned)))
-        if len(self._entries) > self._bounds.max_entries:
-            self.drop(next(iter(self._entries)))
+        self._quota.add(id(self), key, entry.owner, self.drop)
 
-    def drop(self, key: int) -> None:
+    def drop(self, key: int, *, told: bool = False) -> None:
+        """`told`: the archive knows."""
         entry = self._entries.pop(key, None)
         if entry is None:
             return
-        if self._reports:
-            self.dropped.append(key)
+        if self.journal is not None and not told:
+            self.journal.drop(key)
         self._index.remove(key)
-        owned = self._owners[entry.owner]
-        del owned[key]
-        if not owned:
-            del self._owners[entry.owner]
+        self._quota.remove(id(self), key, entry.owner)
         group = self._groups[entry.group]
         group.keys.discard(key)
         if not group.keys:
             del self._groups[entry.group]
 
-    def drop_group(self, number: int) -> None:
+    def drop_group(self, number: int, *, told: bool = False) -> int:
+        """Returns the number of questions dropped."""
         group = self._groups.get(number)
-        for key in list(group.keys) if group is not None else ():
-            self.drop(key)
+        keys = list(group.keys) if group is not None else []
+        for key in keys:
+            self.drop(key, told=told)
+        return len(keys)
 
-    def purge(self, *, tag: str | None = None, owner: str | None = None) -> int:
-        """Drop what carries the tag or was asked by the owner, everything if neither is given;
-        an answer goes with any of its questions. Returns the number of questions dropped."""
+    def clear(self) -> None:
+        """Let go of everything, as of what is no longer wanted here; the archive keeps it."""
+        for key in list(self._entries):
+            self.drop(key, told=True)
+
+    def erase(self, erasure: Erasure) -> int:
+        """Drop what matches, and all that shares an answer with it; the archive is told otherwise.
+        Returns the number of questions dropped."""
         before = len(self._entries)
-        doomed = {
-            entry.group
-            for entry in self._entries.values()
-            if (tag is None or tag in entry.tags) and (owner is None or entry.owner == owner)
-        }
-        for number in doomed:
-            self.drop_group(number)
+        doomed = doomed_groups(map(self._row, self._entries.values()), erasure)
+        for _, number in doomed:
+            self.drop_group(number, told=True)
         return before - len(self._entries)
 
-    def state(self, namespace: str, scope: str, model: str) -> SpaceState:
+    def _row(self, entry: Entry) -> Labels:
+        origin, group = self.origin, self._groups[entry.group]
+        return Labels(
+            *(origin.namespace, entry.group, origin.scope, origin.model),
+            *(group.recording.model, entry.tags, entry.owner, entry.answer),
+        )
+
+    # ------------------------------------------------------------------ what was learnt
+
+    def hear(self, lesson: Lesson) -> None:
+        """A label from another gateway or from before a restart; one heard before is left out."""
+        if self.journal is None or not self.journal.is_new(lesson):
+            return
+        if len(lesson.signs) != 4 * len(SIGNS):  # of another version
+            return
+        if isinstance(self.policy, Budgeted):
+            self.policy.hear(since_of(lesson))
+        self.policy.learn(sighting_of(lesson), verdict_of(lesson), right=lesson.right)
+        self._check(lesson.group, lesson.source, right=lesson.right)
+
+    @property
+    def is_ignorant(self) -> bool:
+        """Whether nothing was ever learnt here."""
+        return not self.sources
+
+    def snapshot(self) -> bytes:
+        """All that was learnt, for `take_over`."""
+        policy = self.policy.snapshot() if isinstance(self.policy, Budgeted) else b""
+        records = {
+            number: (group.record.right, group.record.wrong)
+            for number, group in self._groups.items()
+            if group.record != Record()
+        }
+        return _packer.encode((policy, records, self.sources))
+
+    def take_over(self, summary: Summary) -> None:
+        """From before a restart, after the questions. What cannot be read is left out."""
+        try:
+            policy, records, sources = _reader.decode(summary.blob)
+        except msgspec.DecodeError:
+            return
+        if isinstance(self.policy, Budgeted) and not self.policy.restore(policy):
+            return
+        if self.journal is not None:
+            self.journal.take_over(summary)
+        self.sources = Counter(sources)
+        for number, (right, wrong) in records.items():
+            group = self._groups.get(number)
+            if group is not None:
+                group.record = Record(right, wrong)
+
+    def state(self) -> SpaceState:
         return SpaceState(
-            namespace=namespace,
-            scope=scope,
-            model=model,
+            namespace=self.origin.namespace.hex()[:16],
+            scope=self.origin.scope,
+            model=self.origin.model,
             entries=len(self._entries),
             answers=len(self._groups),
             held_bytes=self.held_bytes,

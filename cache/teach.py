@@ -3,36 +3,49 @@
 Runs after the request is over. The answer is compared with that of the nearest question, which
 labels the decision that was taken (cache/agree.py), and where they differ with those of the next
 few, so that a new wording finds its group. An answer that agrees renews its group's; one that
-differs for the very same words shows that the old one is out of date.
+differs for the very same words shows that the old one is out of date; and one that differs where
+somebody asked again, after a hit, shows that the hit was wrong (cache/hindsight.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
-from cache.agree import Judge, agree, text_of
+from cache.agree import Judge, Label, agree, text_of
 from cache.embed import Vector
+from cache.entry import Seen
 from cache.replay import Recording
-from cache.space import SUPERSEDED, Seen, Space
-from cache.verify import PAIR_FROM, Verdict
+from cache.space import SUPERSEDED, Space
+from cache.verify import PAIR_FROM, Sighting, Verdict
 from cache.verify_facts import Facts
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """One request that may be cached, on its way through."""
+class Doubt:
+    """A hit after which its user asked again."""
 
-    namespace: bytes
+    sighting: Sighting
+    verdict: Verdict
+
+
+@dataclass(slots=True)
+class Asked:
+    """One request that may be cached, on its way through: `doubt` and `verdict` come later. `owner`
+    is whoever asks."""
+
     space: Space
     question: str
     facts: Facts
     vector: Vector
     seen: Seen | None
-    verdict: Verdict | None
+    owner: str
+    doubt: Doubt | None = None
+    verdict: Verdict | None = None
 
 
-EmbedFor = Callable[[str, str], Awaitable[Vector]]
+EmbedFor: TypeAlias = Callable[[str, str], Awaitable[Vector]]
 """(text, for whom it may be remembered) → its vector: cache/embed.py."""
 
 
@@ -41,24 +54,32 @@ class Teacher:
         self._embed = embed
         self._judge = judge
 
-    async def learn(self, asked: Asked, recording: Recording, owner: str) -> int | None:
+    async def learn(self, asked: Asked, recording: Recording, answer: str) -> int | None:
         """Label the neighbours by the model's answer and keep it; the new question's key, if it
-        was kept."""
+        was kept. `answer` is the id under which the answer was given."""
         space, seen, verdict = asked.space, asked.seen, asked.verdict
         home: int | None = None
         if seen is not None and verdict is not None:
-            right = await self._compare(asked, recording, seen.entry.group)
-            if right is not None:
-                space.policy.learn(seen.sighting, verdict, right=right)
-                space.check(seen.entry.group, right=right)
-                home = await self._home(asked, recording, seen, right=right)
+            label = await self._compare(asked, recording, seen.entry.group)
+            if label is not None:
+                self._book(asked, seen.sighting, verdict, label)
+                home = await self._home(asked, recording, seen, right=label.right)
         if home is not None:
             space.renew(home, recording)
             if not space.policy.keeps_twins:
                 return None
         return space.add(
-            asked.question, asked.facts, asked.vector, recording, owner=owner, group=home
+            *(asked.question, asked.facts, asked.vector, recording),
+            owner=asked.owner,
+            answer=answer,
+            group=home,
         )
+
+    def _book(self, asked: Asked, sighting: Sighting, verdict: Verdict, label: Label) -> None:
+        asked.space.book(sighting, verdict, right=label.right, source=label.source)
+        if asked.doubt is not None and not label.right:
+            doubt = asked.doubt
+            asked.space.book(doubt.sighting, doubt.verdict, right=False, source="rephrase")
 
     async def _home(
         self, asked: Asked, recording: Recording, seen: Seen, *, right: bool
@@ -69,24 +90,22 @@ class Teacher:
         if seen.sighting.similarity >= SUPERSEDED and not any(seen.sighting.signs[PAIR_FROM:]):
             asked.space.drop(seen.entry.key)
         for number in seen.groups[1:4]:
-            if await self._compare(asked, recording, number, book=False):
+            label = await self._compare(asked, recording, number, judged=False)
+            if label is not None and label.right:
                 return number
         return None
 
     async def _compare(
-        self, asked: Asked, recording: Recording, number: int, *, book: bool = True
-    ) -> bool | None:
+        self, asked: Asked, recording: Recording, number: int, *, judged: bool = True
+    ) -> Label | None:
         """Whether the answer of group `number` would have done; None if it is gone."""
         group = asked.space.group(number)
         if group is None:
             return None
-        label = await agree(
+        return await agree(
             asked.question,
             text_of(recording),
             text_of(group.recording),
-            embed=lambda text: self._embed(text, asked.namespace.hex()),
-            judge=self._judge if book else None,
+            embed=lambda text: self._embed(text, asked.space.origin.scope),
+            judge=self._judge if judged else None,
         )
-        if book:
-            asked.space.sources[label.source] += 1
-        return label.right

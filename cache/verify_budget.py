@@ -60,11 +60,10 @@ import msgspec
 import numpy as np
 
 from cache.verify import SIGNS, Floats, Sighting, Verdict
+from cache.verify_alarm import Alarm
 from cache.verify_ledger import Ledger
 from cache.verify_model import Odds, default_prior
-
-WINDOW: Final = 4000
-"""Requests that are remembered. Longer lags behind a filling cache, shorter starves of labels."""
+from cache.verify_window import WINDOW, Ring
 
 REFIT_EVERY: Final = 50
 
@@ -92,62 +91,6 @@ class Terms:
     """Labels before the first hit."""
 
 
-class Alarm:
-    """Rings when labels stop agreeing with the odds: one CUSUM per factor by which they are off."""
-
-    FACTORS = (2.0, 6.0, 20.0)
-    HEIGHT = 6.0
-    """On labels that agree it rings less than once in exp(6) = 400 of them, mostly much less."""
-
-    def __init__(self) -> None:
-        self._sums = [0.0] * len(self.FACTORS)
-        self._starts = [0] * len(self.FACTORS)
-
-    def hear(self, p: float, *, wrong: bool, now: int) -> int | None:
-        """A label; the request number at which things seem to have changed if it rings."""
-        for index, factor in enumerate(self.FACTORS):
-            if self._sums[index] == 0.0:
-                self._starts[index] = now
-            step = (math.log(factor) if wrong else 0.0) - math.log1p(p * (factor - 1))
-            self._sums[index] = max(0.0, self._sums[index] + step)
-            if self._sums[index] >= self.HEIGHT:
-                self._sums = [0.0] * len(self.FACTORS)
-                return self._starts[index]
-        return None
-
-
-class Ring:
-    """The last `WINDOW` rows of numbers, growing as they come."""
-
-    def __init__(self, columns: int) -> None:
-        self._rows = np.zeros((64, columns), np.float32)
-        self.count = 0
-
-    def add(self, *row: float, tail: Floats | None = None) -> None:
-        """`row` are the first columns, `tail` the others."""
-        if self.count == len(self._rows) < WINDOW:
-            larger = np.zeros((min(WINDOW, 2 * self.count), self._rows.shape[1]), np.float32)
-            larger[: self.count] = self._rows
-            self._rows = larger
-        at = self._rows[self.count % len(self._rows)]
-        at[: len(row)] = row
-        if tail is not None:
-            at[len(row) :] = tail
-        self.count += 1
-
-    def rows(self) -> Floats:
-        """(n, columns), in no promised order."""
-        return self._rows[: min(self.count, len(self._rows))].astype(np.float64)
-
-    def snapshot(self) -> tuple[int, bytes]:
-        return self.count, self._rows.tobytes()
-
-    def restore(self, kept: tuple[int, bytes]) -> None:
-        self.count = kept[0]
-        columns = self._rows.shape[1]
-        self._rows = np.frombuffer(kept[1], np.float32).reshape(-1, columns).copy()
-
-
 def gamma_upper(mean: Floats, shape: Floats, z: float) -> Floats:
     """The percentile z of Gamma(shape) with this mean; Wilson and Hilferty's cube root of it."""
     root: Floats = np.maximum(0.0, 1 - 1 / (9 * shape) + z / (3 * np.sqrt(shape)))
@@ -159,6 +102,16 @@ def poisson_upper(mean: Floats, z: float) -> Floats:
     """The count that a Poisson variable of this mean stays at or below, at percentile z: by
     Anscombe's square root, within half a count from mean 0.3 on."""
     return (np.sqrt(np.maximum(mean, 1e-9) + 0.375) + z / 2) ** 2 - 0.875
+
+
+@dataclass(frozen=True, slots=True)
+class Since:
+    """Requests of a namespace: the p of each, how many were served, and the sum of the calibrated
+    p of those."""
+
+    asked: tuple[float, ...]
+    served: int
+    expected: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +165,8 @@ class Budgeted:
         self._since = 0
         self._requests = self._served = self._alarms = 0
         self._expected = 0.0
+        self._untold: list[float] = []
+        self._untold_served, self._untold_expected = 0, 0.0
         self.threshold = 0.0
         self.reason = "warming up"
 
@@ -229,8 +184,7 @@ class Budgeted:
         chance = self._audit_chance(p)
         if self._rng.random() < chance:
             return Verdict("explore", 1 - p, chance, "audit")
-        self._served += 1
-        self._expected += min(1.0, p * self._ratio)
+        self._book_served(1, min(1.0, p * self._ratio))
         return Verdict("serve", 1 - p, chance, f"p(wrong) {p:.3f}")
 
     def skip(self) -> None:
@@ -241,10 +195,38 @@ class Budgeted:
         return max(self.terms.floor, share)
 
     def _count(self, p: float) -> None:
+        if len(self._untold) < WINDOW:
+            self._untold.append(p)
+        self._ask(p)
+
+    def _ask(self, p: float) -> None:
         self._requests += 1
         self._asked.add(self._requests, p)
         if self._requests % REFIT_EVERY == 0:
             self._refit()
+
+    def _book_served(self, served: int, expected: float) -> None:
+        self._served += served
+        self._expected += expected
+        self._untold_served += served
+        self._untold_expected += expected
+
+    # ------------------------------------------------------------------ others of the namespace
+
+    def tell(self) -> Since:
+        """What was asked since it was last told: for other gateways, and for a later life."""
+        told = Since(tuple(self._untold), self._untold_served, self._untold_expected)
+        self._untold = []
+        self._untold_served, self._untold_expected = 0, 0.0
+        return told
+
+    def hear(self, since: Since) -> None:
+        """What was asked elsewhere counts as if it had been asked here: the promise is about all
+        requests of a namespace, and so is what the ledger proves."""
+        for p in since.asked:
+            self._ask(p)
+        self._served += since.served
+        self._expected += since.expected
 
     # ------------------------------------------------------------------ learning
 

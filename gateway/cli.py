@@ -132,7 +132,7 @@ def _serve(asked: argparse.Namespace, console: Console) -> int:
     _check_paths(settings)
     # The port is taken before models are loaded: finding it in use costs a second, not a minute.
     with _listen(settings) as listener:
-        _check_store(settings)
+        _check_stores(settings)
         _check_ledger(settings)
         return _serve_on(listener, loaded, console)
 
@@ -197,18 +197,21 @@ def _check_paths(settings: Settings) -> None:
             )
 
 
-def _check_store(settings: Settings) -> None:
-    store = settings.exact.store
-    if not store.startswith("sqlite:///"):
-        return
-    from cache.store.sqlite_file import check_usable  # noqa: PLC0415 - the doctor needs none of it
+def _check_stores(settings: Settings) -> None:
+    for name in ("exact", "semantic"):
+        cache = getattr(settings, name)
+        if cache.enabled is not False and cache.store.startswith("sqlite:///"):
+            _check_file(f"cache.{name}.store", Path(cache.store.removeprefix("sqlite:///")))
 
-    path = Path(store.removeprefix("sqlite:///"))
+
+def _check_file(setting: str, path: Path) -> None:
+    from cache.store.sqlite_open import check_usable  # noqa: PLC0415 - the doctor needs none of it
+
     try:
         check_usable(path)
     except (OSError, sqlite3.Error) as error:
         raise _Mendable(
-            f"cache.exact.store: {path} cannot be used ({error}). Name a file in a folder that may "
+            f"{setting}: {path} cannot be used ({error}). Name a file in a folder that may "
             "be written to, or set memory://."
         ) from None
 

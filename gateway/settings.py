@@ -162,7 +162,8 @@ class ExactCache:
     memory_bytes: int = _set(64 << 20, "memory for answers")
     max_bytes: int = _set(1 << 30, "disk for answers (sqlite)")
     scope_bytes: int = _set(
-        256 << 20, "room of one scope's answers in Redis; its maxmemory bounds them all"
+        256 << 20,
+        "room of one scope's answers (sqlite, redis; Redis's own `maxmemory` bounds them all)",
     )
 
 
@@ -186,6 +187,12 @@ class SemanticCache:
         default=Path(".sluice/embedders"),
         metadata={"doc": "where embedders are kept as ONNX graphs, made at first use"},
     )
+    store: str = _set(
+        "sqlite:///.sluice/semantic.db",
+        "what keeps questions, answers and all that was learnt of them across restarts: memory:// "
+        "(nothing), or sqlite:///PATH",
+    )
+    scope_bytes: int = _set(256 << 20, "room of one scope's questions and answers there")
     policy: Literal["bounded", "vcache", "static"] = _set(
         "bounded",
         "when a near answer is near enough: bounded keeps max_error; vcache (per-entry "

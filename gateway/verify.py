@@ -137,7 +137,8 @@ def _numbers(settings: Settings) -> Iterator[Finding]:
         ("cache.exact", settings.exact, ("ttl_s", "memory_bytes", "max_bytes",
                                           "scope_bytes")),
         ("cache.semantic", settings.semantic, ("ttl_s", "min_evidence", "max_entries",
-                                               "max_per_user", "max_namespaces")),
+                                               "max_per_user", "max_namespaces",
+                                               "scope_bytes")),
         ("ledger", settings.ledger, ("save_s", "minute_days", "hour_days", "day_days",
                                      "journal_bytes")),
     )  # fmt: skip
@@ -266,6 +267,7 @@ def _stores(settings: Settings) -> Iterator[Finding]:
     yield from _store(("cache", "exact", "store"), settings.exact.store)
     yield from _store(("keys", "store"), settings.keys.store)
     yield from _store(("limits", "store"), settings.limits.store)
+    yield from _store(("cache", "semantic", "store"), settings.semantic.store)
 
 
 def _store(key: Key, store: str) -> Iterator[Finding]:

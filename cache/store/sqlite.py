@@ -36,15 +36,8 @@ from typing import Final, TypeAlias
 
 from cache.replay import OBJECT_BYTES, Recording
 from cache.store.base import Clock, StoreFault, StoreStats, Which
-from cache.store.sqlite_file import (
-    OnEvent,
-    Put,
-    SqliteReader,
-    SqliteWriter,
-    Touch,
-    Write,
-    is_broken,
-)
+from cache.store.sqlite_file import Put, SqliteReader, SqliteWriter, Touch, Write
+from cache.store.sqlite_open import OnEvent, is_broken
 
 READ_TIMEOUT_S: Final = 0.05
 LINGER_S: Final = 0.005
@@ -85,6 +78,7 @@ class SqliteStore:
         self,
         path: Path,
         max_bytes: int,
+        scope_bytes: int | None = None,
         *,
         clock: Clock = time.time,
         on_event: OnEvent = lambda _text: None,
@@ -93,12 +87,16 @@ class SqliteStore:
         sweep_every_s: float = 60.0,
     ) -> None:
         self._max_bytes = max_bytes
+        self._scope_bytes = max_bytes if scope_bytes is None else min(max_bytes, scope_bytes)
+        """The room that one scope has."""
         self._clock = clock
         self._on_event = on_event
         self._queue_bytes = queue_bytes
         self._read_timeout_s = read_timeout_s
         self._sweep_every_s = sweep_every_s
-        self._file = SqliteWriter(path, max_bytes, clock=clock, on_event=on_event)
+        self._file = SqliteWriter(
+            path, max_bytes, self._scope_bytes, clock=clock, on_event=on_event
+        )
         self._reader = SqliteReader(path)
         self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
         self._pending: dict[bytes, Recording] = {}
@@ -148,7 +146,7 @@ class SqliteStore:
     async def put(self, key: bytes, recording: Recording) -> None:
         self._require_open()
         size = _queued_bytes(recording)
-        if size > self._max_bytes or self._pending_bytes + size > self._queue_bytes:
+        if size > self._scope_bytes or self._pending_bytes + size > self._queue_bytes:
             self._dropped += 1
             return
         self._pending[key] = recording

@@ -35,7 +35,7 @@ def build_cache(settings: ExactCache, log: Log) -> Cache:
         return Cache(memory)
     if settings.store.startswith("sqlite:///"):
         path = Path(settings.store.removeprefix("sqlite:///"))
-        file = SqliteStore(path, settings.max_bytes, on_event=log.warning)
+        file = SqliteStore(path, settings.max_bytes, settings.scope_bytes, on_event=log.warning)
         return Cache(TieredStore(memory, file))
     return _shared_cache(settings, memory, log)
 

@@ -30,6 +30,7 @@ class Meaning:
     settings: Settings
     roster: Roster
     embedding: Embedding | None
+    log: Log
     semantic: SemanticLayer | None = None
 
     def around(self, inner: Answerer) -> Answerer:
@@ -38,7 +39,9 @@ class Meaning:
             return inner
         from gateway.parts.semantic import build_semantic  # noqa: PLC0415  optional packages
 
-        self.semantic = build_semantic(self.settings.semantic, self.roster, self.embedding, inner)
+        self.semantic = build_semantic(
+            self.settings.semantic, self.roster, self.embedding, inner, self.log
+        )
         return self.semantic.answerer
 
     @asynccontextmanager
@@ -71,4 +74,4 @@ def build_meaning(
         from gateway.parts.embedding import build_embedding  # noqa: PLC0415  optional packages
 
         embedding = build_embedding(settings.semantic, log)
-    return Meaning(settings, roster, embedding)
+    return Meaning(settings, roster, embedding, log)

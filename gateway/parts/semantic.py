@@ -6,16 +6,21 @@ import asyncio
 import random
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
 
+from cache.archive_sqlite import SqliteArchive
+from cache.keeper import Keeper
 from cache.namespace import Terms, volatile_pattern
+from cache.quota import Bounds
 from cache.semantic import MATURE, Semantic
-from cache.space import Bounds
+from cache.store.base import StoreFault
 from cache.verify import Policy
 from cache.verify_budget import Budgeted
 from cache.verify_budget import Terms as Promise
 from cache.verify_model import shared_prior
 from cache.verify_others import Static, VCache
 from engine.contract import Answerer, Call, Trail
+from gateway.observe.logs import Log
 from gateway.parts.embedding import Embedding
 from gateway.settings import SemanticCache, Tenant
 from gateway.tenants.roster import Roster
@@ -24,20 +29,34 @@ from gateway.tenants.roster import Roster
 class SemanticLayer:
     """The layer, and what the lifespan does for it."""
 
-    def __init__(self, answerer: Semantic, terms: SemanticTerms, embedding: Embedding) -> None:
+    def __init__(
+        self, answerer: Semantic, terms: SemanticTerms, embedding: Embedding, log: Log
+    ) -> None:
         self.answerer = answerer
         self._terms = terms
         self._embedding = embedding
+        self._log = log
         self._waking: asyncio.Task[None] | None = None
 
     def begin(self) -> None:
         """Wake in the background; until then the layer says "bypass" and why."""
         self._waking = asyncio.create_task(self._wake(), name="wake-semantic-cache")
 
+    async def restored(self) -> None:
+        """Wait until it is awake, or cannot be woken."""
+        if self._waking is not None:
+            await asyncio.wait((self._waking,))
+
     async def _wake(self) -> None:
         embedder = await self._embedding.ready()
-        if embedder.ready:
-            await self.answerer.restore(self._terms.of_scope)
+        if not embedder.ready:
+            return
+        try:
+            questions = await self.answerer.restore(self._terms.of_scope)
+        except StoreFault as error:
+            self._log.warning("semantic cache off", why=str(error))
+            return
+        self._log.info("semantic cache ready", questions=questions)
 
     async def stop(self) -> None:
         """After the last answer: what it taught is learnt, then the embedder may go."""
@@ -45,7 +64,7 @@ class SemanticLayer:
             self._waking.cancel()
             with suppress(asyncio.CancelledError):
                 await self._waking
-        await self.answerer.settle()
+        await self.answerer.close()
 
 
 class SemanticTerms:
@@ -110,8 +129,19 @@ def policy_of(settings: SemanticCache) -> Callable[[Terms, Sequence[Policy]], Po
     return {"bounded": bounded, "vcache": vcache, "static": static}[settings.policy]
 
 
+def build_keeper(settings: SemanticCache, log: Log) -> Keeper | None:
+    """What keeps it all across restarts; None where nothing does."""
+    if settings.store == "memory://":
+        return None
+    path = Path(settings.store.removeprefix("sqlite:///"))
+    archive = SqliteArchive(path, settings.scope_bytes, on_event=log.warning)
+    return Keeper(
+        archive, lambda what, error: log.warning("archive fault", doing=what, why=str(error))
+    )
+
+
 def build_semantic(
-    settings: SemanticCache, roster: Roster, embedding: Embedding, inner: Answerer
+    settings: SemanticCache, roster: Roster, embedding: Embedding, inner: Answerer, log: Log
 ) -> SemanticLayer:
     """The layer around what computes."""
     terms = SemanticTerms(settings, roster)
@@ -121,6 +151,7 @@ def build_semantic(
         terms_of=terms,
         owner_of=owner_of,
         policy_of=policy_of(settings),
-        bounds=Bounds(settings.max_entries, settings.max_per_user),
+        keeper=build_keeper(settings, log),
+        bounds=Bounds(settings.max_entries, settings.max_per_user, settings.max_namespaces),
     )
-    return SemanticLayer(layer, terms, embedding)
+    return SemanticLayer(layer, terms, embedding, log)

@@ -8,6 +8,7 @@ import hashlib
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -42,11 +43,12 @@ TENANTS = (
 @asynccontextmanager
 async def gateway(**semantic: Any) -> AsyncIterator[Running]:
     """One whose embedder is ready."""
-    static = {"enabled": True, "policy": "static", "threshold": 0.8}
+    static = {"enabled": True, "store": "memory://", "policy": "static", "threshold": 0.8}
     settings = settings_for_tests(semantic=SemanticCache(**{**static, **semantic}), tenants=TENANTS)
     embedding = embedding_of()
     async with serving(settings, embedding=embedding) as running:
         await embedding.ready()
+        await restored(running)
         yield running
 
 
@@ -64,6 +66,13 @@ async def ask(
     )
     await settled(running)
     return reply
+
+
+async def restored(running: Running) -> None:
+    meaning = running.system.meaning
+    assert meaning is not None
+    assert meaning.semantic is not None
+    await meaning.semantic.restored()
 
 
 async def settled(running: Running) -> None:
@@ -315,7 +324,7 @@ async def test_another_number_or_a_negation_is_another_question() -> None:
 
 async def test_until_the_embedder_is_ready_requests_are_answered_without() -> None:
     settings = settings_for_tests(
-        semantic=SemanticCache(enabled=True, policy="static"), tenants=TENANTS
+        semantic=SemanticCache(enabled=True, store="memory://", policy="static"), tenants=TENANTS
     )
     gate = threading.Event()
     async with serving(settings, embedding=embedding_of(gate=gate)) as running:
@@ -323,3 +332,35 @@ async def test_until_the_embedder_is_ready_requests_are_answered_without() -> No
         gate.set()
     assert origin(reply) == "small"
     assert "the embedder is being prepared" in reply.headers["cache-status"]
+
+
+# ------------------------------------------------------------------ across restarts
+
+
+async def test_a_restart_forgets_no_answer_and_a_purge_outlives_it(tmp_path: Path) -> None:
+    kept = f"sqlite:///{tmp_path}/semantic.db"
+    async with gateway(store=kept) as running:
+        first = await ask(running, ASKED)
+    async with gateway(store=kept) as running:
+        hit = await ask(running, AGAIN)
+        other = await ask(running, AGAIN, BOB)
+        assert running.system.meaning is not None
+        assert running.system.meaning.semantic is not None
+        purged = await running.system.meaning.semantic.answerer.purge(scope="tenant:alice")
+    async with gateway(store=kept) as running:
+        gone = await ask(running, AGAIN)
+        stays = await ask(running, ASKED, BOB)
+    assert (origin(first), origin(hit), origin(other)) == ("small", "semantic", "small")
+    assert hit.json()["choices"] == first.json()["choices"]
+    assert purged == 1
+    assert (origin(gone), origin(stays)) == ("small", "semantic")
+
+
+async def test_a_store_that_cannot_be_opened_costs_the_semantic_cache_alone(tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.touch()
+    async with gateway(store=f"sqlite:///{blocked}/semantic.db") as running:
+        reply = await ask(running, ASKED)
+    assert b"may be written to" in running.logged.getvalue()
+    assert origin(reply) == "small"
+    assert "what was kept cannot be read" in reply.headers["cache-status"]

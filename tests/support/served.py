@@ -56,6 +56,7 @@ max_running = {max_running}
 
 [cache.semantic]
 enabled = false
+store = "memory://"
 
 [logs]
 level = "info"

@@ -51,7 +51,7 @@ def settings_for_tests(**changes: Any) -> Settings:
         keys=Keys(store="memory://"),
         limits=Limits(store="memory://"),
         ledger=LedgerSettings(store="memory://"),
-        semantic=SemanticCache(enabled=False),
+        semantic=SemanticCache(enabled=False, store="memory://"),
         tenants=(Tenant(name="default"),),
     )
     return replace(plain, **changes)

@@ -13,9 +13,11 @@ from cache.archive import Kept, MemoryArchive
 from cache.embed import Embedder, Vector
 from cache.keeper import Keeper
 from cache.namespace import Terms, namespace_of, why_not
+from cache.quota import Bounds
 from cache.semantic import Semantic, budgeted
-from cache.space import AWAKE, CLOSED_FOR, Bounds
+from cache.space import AWAKE, CLOSED_FOR
 from cache.verify import Neighbour, Policy, Record, Verdict, sight
+from cache.verify_budget import Budgeted
 from cache.verify_facts import FEATURES
 from cache.verify_others import Static
 from engine.contract import (
@@ -64,6 +66,7 @@ class House:
     archive: MemoryArchive = field(default_factory=MemoryArchive)
     faults: list[str] = field(default_factory=list)
     asked: int = 0
+    owner: str | None = None
 
     def __post_init__(self) -> None:
         self.embedder = Embedder(self.encoder)
@@ -71,14 +74,20 @@ class House:
             self.model,
             self.embedder,
             terms_of=lambda _call, _trail: self.terms,
+            owner_of=lambda _call, trail: self.owner or trail.tenant,
             policy_of=lambda _terms, _siblings: self.policy,
             keeper=Keeper(self.archive, lambda what, error: self.faults.append(f"{what}: {error}")),
             bounds=self.bounds,
             clock=self.clock,
         )
 
+    async def restore(self) -> int:
+        return await self.semantic.restore(lambda _scope: self.terms)
+
     async def ask(self, call: Call | str, **trail: object) -> tuple[str, Trail]:
         """What was said, and the trail, once everything is learnt."""
+        if not self.asked:
+            await self.restore()
         self.asked += 1
         kept = Trail(id=f"r{self.asked}", **trail)  # type: ignore[arg-type]
         events = await hear(self.semantic(call_of(call) if isinstance(call, str) else call, kept))
@@ -182,6 +191,7 @@ async def test_another_system_prompt_never_hits(house: House) -> None:
 
 def test_only_the_last_text_is_outside_the_namespace() -> None:
     assert namespace_of(call_of("a")) == namespace_of(call_of("b"))
+    assert namespace_of(call_of("a"), "one embedder") != namespace_of(call_of("a"), "another")
     assert namespace_of(call_of("a", scope="x")) != namespace_of(call_of("a", scope="y"))
 
 
@@ -345,18 +355,64 @@ async def test_feedback_on_a_hit_counts_and_two_complaints_drop_it(house: House)
     await house.ask(FIRST)
     for _ in range(2):
         _, trail = await house.ask(AGAIN)
-        assert house.semantic.feedback(trail.id, 0, tenant="default")
+        assert await house.semantic.feedback(trail.id, 0, tenant="default")
     assert house.semantic.state()[0].entries == 0
     assert house.semantic.state()[0].labels_by_source == {"feedback": 2}
+
+
+async def test_a_correction_that_says_the_same_is_no_complaint(house: House) -> None:
+    house.model.knows[FIRST] = "In the app."
+    await house.ask(FIRST)
+    for correct, labels in (("in the app", {}), ("only by post", {"feedback": 1})):
+        _, trail = await house.ask(AGAIN)
+        assert await house.semantic.feedback(trail.id, 1, tenant="default", correct=correct)
+        assert house.semantic.state()[0].labels_by_source == labels
+    answer, trail = await house.ask(AGAIN)
+    assert (answer, trail.cache[0].hit) == ("In the app.", True)
+
+
+async def test_a_complaint_about_an_answer_of_the_model_drops_it(house: House) -> None:
+    _, trail = await house.ask(FIRST)
+    assert await house.semantic.feedback(trail.id, 0, tenant="default")
+    assert house.semantic.state()[0].entries == 0
+    assert not house.archive.questions
+
+
+async def test_a_user_who_asks_again_in_other_words_is_answered_by_the_model(house: House) -> None:
+    """And what the model says tells whether the hit had been wrong."""
+    house.model.knows[FIRST] = "in the app"
+    await house.ask(FIRST, tenant="shop")
+    house.owner = "ann"
+    _, hit = await house.ask(AGAIN, tenant="shop")
+    house.model.knows[AGAIN + " today please"] = "only at the counter"
+    house.terms = replace(house.terms, volatile=None)
+    answer, again = await house.ask(AGAIN + " today please", tenant="shop")
+    assert (hit.cache[0].hit, again.cache[0].hit, answer) == (True, False, "only at the counter")
+    assert house.semantic.state()[0].labels_by_source["rephrase"] == 1
+
+
+@pytest.mark.parametrize("case", ["late", "another user", "nobody in particular", "same answer"])
+async def test_not_everything_asked_after_a_hit_is_a_complaint(house: House, case: str) -> None:
+    house.terms = replace(house.terms, volatile=None)
+    answer = "in the app" if case == "same answer" else "only at the counter"
+    house.model.knows = {FIRST: "in the app", AGAIN + " today please": answer}
+    await house.ask(FIRST, tenant="shop")
+    house.owner = None if case == "nobody in particular" else "ann"
+    await house.ask(AGAIN, tenant="shop")
+    house.clock.now += 61 if case == "late" else 1
+    house.owner = "bob" if case == "another user" else house.owner
+    _, again = await house.ask(AGAIN + " today please", tenant="shop")
+    assert again.cache[0].hit == (case != "same answer")
+    assert "rephrase" not in house.semantic.state()[0].labels_by_source
 
 
 async def test_feedback_reaches_only_ones_own_hits_and_only_once(house: House) -> None:
     await house.ask(FIRST)
     _, trail = await house.ask(AGAIN)
-    assert not house.semantic.feedback(trail.id, 0, tenant="other")
-    assert house.semantic.feedback(trail.id, 1, tenant="default")
-    assert not house.semantic.feedback(trail.id, 1, tenant="default")
-    assert not house.semantic.feedback("unheard of", 1, tenant="default")
+    assert not await house.semantic.feedback(trail.id, 0, tenant="other")
+    assert await house.semantic.feedback(trail.id, 1, tenant="default")
+    assert not await house.semantic.feedback(trail.id, 1, tenant="default")
+    assert not await house.semantic.feedback("unheard of", 1, tenant="default")
 
 
 # --------------------------------------------------------------------------- purge and bounds
@@ -384,13 +440,77 @@ async def test_one_owner_cannot_fill_the_cache() -> None:
     assert trail.cache[0].hit
 
 
-async def test_a_namespace_drops_its_oldest_beyond_its_bound() -> None:
+async def test_a_scope_drops_its_oldest_beyond_its_bound() -> None:
     house = House(bounds=Bounds(max_entries=2))
     for word in ("apple", "banana", "cherry"):
         await house.ask(f"{word} {word}ish {word}like")
     _, trail = await house.ask("apple appleish applelike")
     house.embedder.close()
     assert not trail.cache[0].hit
+
+
+async def test_who_floods_many_namespaces_pushes_out_only_themselves() -> None:
+    house = House(bounds=Bounds(max_per_owner=3, max_entries=6))
+    await house.ask("what the others asked before", tenant="ann")
+    for number in range(20):
+        call = call_of(f"apple number {number}", max_tokens=number + 1)
+        await house.ask(call, tenant="mallory")
+    assert sum(state.entries for state in house.semantic.state()) == 4
+    assert len(house.archive.questions) == 4
+    _, trail = await house.ask("what the others asked before", tenant="bob")
+    house.embedder.close()
+    assert trail.cache[0].hit
+
+
+async def test_too_many_namespaces_cost_the_scope_that_has_most_of_them() -> None:
+    house = House()
+    house.semantic._spaces._max_spaces = 5
+    await house.ask(call_of(FIRST, scope="tenant:quiet"))
+    for number in range(20):
+        await house.ask(call_of("flood", scope="tenant:loud", max_tokens=number + 1))
+    _, trail = await house.ask(call_of(AGAIN, scope="tenant:quiet"))
+    house.embedder.close()
+    assert trail.cache[0].hit
+    assert len(house.semantic.state()) == 5
+
+
+async def test_a_scope_forgets_its_longest_unused_namespace_beyond_its_bound() -> None:
+    house = House(bounds=Bounds(max_namespaces=2))
+    for scope, limit in (("a", 1), ("a", 2), ("b", 1), ("a", 1), ("a", 3)):
+        await house.ask(call_of(FIRST, scope=scope, max_tokens=limit))
+    hits = []
+    for scope, limit in (("b", 1), ("a", 3), ("a", 1), ("a", 2)):
+        _, trail = await house.ask(call_of(AGAIN, scope=scope, max_tokens=limit))
+        hits.append(trail.cache[0].hit)
+    house.embedder.close()
+    assert hits == [True, True, True, False]
+
+
+async def test_an_answer_can_be_purged_by_its_id(house: House) -> None:
+    await house.ask(FIRST)
+    _, hit = await house.ask(AGAIN)
+    assert await house.semantic.purge(answer="unheard of") == 0
+    assert await house.semantic.purge(answer=hit.id, scope="tenant:other") == 0
+    assert await house.semantic.purge(answer=hit.id) == 1
+    assert not house.archive.questions
+
+
+async def test_an_answer_goes_with_any_of_its_questions(house: House) -> None:
+    house.policy = Static(2.0)
+    house.model.knows = {FIRST: "In the app.", AGAIN: "in the app"}
+    await house.ask(FIRST, tenant="ann")
+    await house.ask(AGAIN, tenant="bob")
+    assert await house.semantic.purge(owner="bob") == 2
+
+
+async def test_out_of_touch_with_the_others_nothing_is_served(house: House) -> None:
+    await house.ask(FIRST)
+    house.archive.in_touch = False
+    _, trail = await house.ask(AGAIN)
+    assert (trail.cache[0].forward, house.model.asked) == ("bypass", [FIRST, AGAIN])
+    house.archive.in_touch = True
+    _, trail = await house.ask(AGAIN)
+    assert trail.cache[0].hit
 
 
 # --------------------------------------------------------------------------- across restarts
@@ -420,15 +540,16 @@ async def test_what_was_purged_stays_away_after_a_restart(house: House) -> None:
 
 async def test_what_was_learnt_survives_a_restart() -> None:
     house = House(policy=budgeted(Terms(max_error=0.05)))
-    for number in range(201):
+    for number in range(231):
         await house.ask(f"word{number} subject{number % 9} matter{number % 9}")
     policy = budgeted(Terms(max_error=0.05))
     again = reopened(house, policy)
     await again.semantic.restore(lambda _scope: again.terms)
     house.embedder.close()
     again.embedder.close()
-    assert policy.labels == 200
-    assert policy.state().requests >= 200
+    assert isinstance(house.policy, Budgeted)
+    assert policy.labels == house.policy.labels == 230
+    assert policy.state().requests == house.policy.state().requests == 231
     assert policy.odds.weights.any()
 
 
@@ -458,7 +579,7 @@ async def test_where_nothing_is_ever_allowed_most_requests_are_left_alone() -> N
     house = House(policy=Static(2.0))
     space_requests = 0
     await house.ask(FIRST)
-    space = next(iter(house.semantic._spaces.values()))
+    space = next(iter(house.semantic._spaces._spaces.values()))
     for _ in range(CLOSED_FOR):
         space.note(allowed=False)
     for _ in range(2 * AWAKE):

@@ -19,7 +19,8 @@ import pytest
 from cache.replay import Recording
 from cache.store.base import StoreFault, Which
 from cache.store.sqlite import SqliteStore
-from cache.store.sqlite_file import SCHEMA_VERSION, integrity
+from cache.store.sqlite_file import SCHEMA_VERSION
+from cache.store.sqlite_open import integrity
 from tests.support.recordings import FakeClock, key_number, recording_of
 
 ROOM = 1 << 22
@@ -361,3 +362,21 @@ async def test_a_purge_that_fails_says_so_and_the_store_goes_on(tmp_path: Path) 
     await store.put(key_number(1), recording_of("a"))
     assert await store.purge(Which()) == 1
     await store.close()
+
+
+async def test_one_scope_fills_its_own_room_and_nobody_elses(tmp_path: Path) -> None:
+    store = await opened(tmp_path / "cache.db", max_bytes=200_000, scope_bytes=20_000)
+    await store.put(key_number(0, "bob"), recording_of("kept", scope="bob"))
+    for number in range(1, 200):
+        await store.put(key_number(number), recording_of("word " * 200, prompt_tokens=9_999))
+    await store.flush()
+    stats = await store.stats()
+    assert await store.get(key_number(0, "bob")) is not None
+    assert stats.evicted > 150
+    assert 5_000 < stats.held_bytes <= 21_000
+    await store.close()
+    again = await opened(tmp_path / "cache.db", max_bytes=200_000, scope_bytes=20_000)
+    await again.put(key_number(999), recording_of("word " * 200))
+    await again.flush()
+    assert (await again.stats()).held_bytes <= 21_000
+    await again.close()

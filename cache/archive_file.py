@@ -1,0 +1,221 @@
+"""The file of cache/archive_sqlite.py: schema, batches, erasure. Plain blocking functions.
+
+questions   one row each                                     bounded per scope, oldest first
+summaries   one row a namespace
+lessons     those after the summary; without one the last KEPT_TAIL of a namespace
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import Counter
+from pathlib import Path
+from typing import Final, TypeAlias
+
+import msgspec
+
+from cache.archive import KEPT_TAIL, LIFE_S, Dropped, Erasure, Kept, Lesson, Summary
+from cache.store.base import Clock
+from cache.store.sqlite_open import (
+    OnEvent,
+    Transaction,
+    WrongSchemaError,
+    is_broken,
+    move_aside,
+    open_file,
+)
+
+SCHEMA_VERSION: Final = 1
+ROW_BYTES: Final = 300
+"""What a question occupies beside its data: columns and its places in the indices."""
+_PAGE: Final = 500
+
+_SCHEMA: Final = """
+CREATE TABLE questions (
+    namespace BLOB NOT NULL,
+    key INTEGER NOT NULL,
+    grp INTEGER NOT NULL,
+    scope TEXT NOT NULL,
+    model TEXT NOT NULL,
+    answered_by TEXT NOT NULL,
+    owner TEXT NOT NULL,
+    answer TEXT NOT NULL,
+    expires_at REAL NOT NULL,
+    held_bytes INTEGER NOT NULL,
+    data BLOB NOT NULL,
+    PRIMARY KEY (namespace, key)
+);
+CREATE TABLE tags (
+    tag TEXT NOT NULL,
+    namespace BLOB NOT NULL,
+    key INTEGER NOT NULL,
+    PRIMARY KEY (tag, namespace, key),
+    FOREIGN KEY (namespace, key) REFERENCES questions ON DELETE CASCADE
+) WITHOUT ROWID;
+CREATE INDEX tags_by_question ON tags (namespace, key);
+CREATE INDEX questions_by_group ON questions (namespace, grp);
+CREATE INDEX questions_by_scope ON questions (scope, key, held_bytes);
+CREATE INDEX questions_by_expiry ON questions (expires_at);
+CREATE INDEX questions_by_answer ON questions (answer);
+CREATE TABLE summaries (
+    namespace BLOB PRIMARY KEY,
+    at REAL NOT NULL,
+    data BLOB NOT NULL
+);
+CREATE TABLE lessons (
+    namespace BLOB NOT NULL,
+    teller TEXT NOT NULL,
+    number INTEGER NOT NULL,
+    at REAL NOT NULL,
+    data BLOB NOT NULL,
+    PRIMARY KEY (namespace, teller, number)
+);
+"""
+
+_packer = msgspec.msgpack.Encoder()
+
+Told: TypeAlias = Kept | Dropped | Lesson | Summary
+
+
+class ArchiveFile:
+    """The file: plain blocking functions, for one thread."""
+
+    def __init__(self, path: Path, scope_bytes: int, *, clock: Clock, on_event: OnEvent) -> None:
+        self._path = path
+        self._scope_bytes = scope_bytes
+        self._clock = clock
+        self._on_event = on_event
+        self._connection: sqlite3.Connection | None = None
+        self._scopes: Counter[str] = Counter()
+
+    def open(self) -> None:
+        try:
+            self._connection = open_file(self._path, _SCHEMA, SCHEMA_VERSION)
+        except WrongSchemaError as error:
+            self.start_afresh(str(error))
+        except sqlite3.DatabaseError as error:
+            if not is_broken(error):
+                raise
+            self.start_afresh(f"it cannot be read ({error})")
+        self.sweep()
+
+    def start_afresh(self, why: str) -> None:
+        self.close()
+        aside = move_aside(self._path, self._clock())
+        self._on_event(
+            f"The archive {self._path} of the semantic cache was moved to {aside} because {why}; "
+            "an empty one takes its place. The moved file can be deleted."
+        )
+        self._connection = open_file(self._path, _SCHEMA, SCHEMA_VERSION)
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    @property
+    def _db(self) -> sqlite3.Connection:
+        assert self._connection is not None
+        return self._connection
+
+    # ------------------------------------------------------------------ writing
+
+    def write(self, batch: list[Told]) -> None:
+        with Transaction(self._db):
+            for told in batch:
+                if isinstance(told, Kept):
+                    self._keep(told)
+                elif isinstance(told, Dropped):
+                    self._delete([(told.namespace, key) for key in told.keys])
+                elif isinstance(told, Lesson):
+                    self._teach(told)
+                else:
+                    self._sum_up(told)
+            self._evict()
+
+    def _keep(self, kept: Kept) -> None:
+        self._delete([(kept.namespace, kept.key)])
+        held_bytes = kept.held_bytes + ROW_BYTES
+        self._db.execute(
+            "INSERT INTO questions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                *(kept.namespace, kept.key, kept.group, kept.scope, kept.model, kept.answered_by),
+                *(kept.owner, kept.answer, kept.expires_at, held_bytes, _packer.encode(kept)),
+            ),
+        )
+        rows = [(tag, kept.namespace, kept.key) for tag in set(kept.tags)]
+        self._db.executemany("INSERT INTO tags VALUES (?, ?, ?)", rows)
+        self._scopes[kept.scope] += held_bytes
+
+    def _teach(self, lesson: Lesson) -> None:
+        row = (lesson.namespace, lesson.teller, lesson.number, lesson.at, _packer.encode(lesson))
+        self._db.execute("INSERT OR REPLACE INTO lessons VALUES (?, ?, ?, ?, ?)", row)
+
+    def _sum_up(self, summary: Summary) -> None:
+        row = (summary.namespace, summary.at, _packer.encode(summary))
+        self._db.execute("INSERT OR REPLACE INTO summaries VALUES (?, ?, ?)", row)
+        heard = [(summary.namespace, *each) for each in summary.heard.items()]
+        query = "DELETE FROM lessons WHERE namespace = ? AND teller = ? AND number <= ?"
+        self._db.executemany(query, heard)
+
+    def _evict(self) -> None:
+        """The oldest of every scope that has outgrown its room."""
+        query = "SELECT namespace, key, held_bytes FROM questions WHERE scope = ? ORDER BY key"
+        for scope in [s for s, held in self._scopes.items() if held > self._scope_bytes]:
+            over = self._scopes[scope] - self._scope_bytes
+            victims = []
+            for namespace, key, held_bytes in self._db.execute(query, (scope,)):
+                if over <= 0:
+                    break
+                victims.append((namespace, key))
+                over -= held_bytes
+            self._delete(victims)
+
+    def _delete(self, keys: list[tuple[bytes, int]]) -> int:
+        query = "DELETE FROM questions WHERE namespace = ? AND key = ? RETURNING scope, held_bytes"
+        deleted = 0
+        for at in keys:
+            for scope, held_bytes in self._db.execute(query, at).fetchall():
+                self._scopes[scope] -= held_bytes
+                deleted += 1
+        return deleted
+
+    # ------------------------------------------------------------------ forgetting
+
+    def erase(self, erasure: Erasure) -> int:
+        clauses: dict[str, tuple[object, ...]] = {
+            "scope = ?": (erasure.scope,),
+            "? IN (model, answered_by)": (erasure.model,),
+            "(namespace, key) IN (SELECT namespace, key FROM tags WHERE tag = ?)": (erasure.tag,),
+            "owner = ?": (erasure.owner,),
+            "answer = ?": (erasure.answer,),
+        }
+        named = {clause: value for clause, value in clauses.items() if value != (None,)}
+        matching = f"SELECT namespace, grp FROM questions WHERE {' AND '.join(named) or '1'}"  # noqa: S608  no input
+        query = f"SELECT namespace, key FROM questions WHERE (namespace, grp) IN ({matching})"  # noqa: S608
+        values = [value for (value,) in named.values()]
+        with Transaction(self._db):
+            return self._delete(self._db.execute(query, values).fetchall())
+
+    def sweep(self) -> None:
+        """Delete what has expired or lies beyond what anybody would use; take the totals."""
+        now = self._clock()
+        with Transaction(self._db):
+            self._db.execute("DELETE FROM questions WHERE expires_at <= ?", (now,))
+            self._db.execute("DELETE FROM summaries WHERE at <= ?", (now - LIFE_S,))
+            self._db.execute("DELETE FROM lessons WHERE at <= ?", (now - LIFE_S,))
+            self._db.execute(
+                "DELETE FROM lessons WHERE rowid IN (SELECT rowid FROM (SELECT rowid, row_number() "
+                "OVER (PARTITION BY namespace ORDER BY rowid DESC) AS place FROM lessons) "
+                "WHERE place > ?)",
+                (KEPT_TAIL,),
+            )
+        query = "SELECT scope, sum(held_bytes) FROM questions GROUP BY scope"
+        self._scopes = Counter(dict(self._db.execute(query).fetchall()))
+
+    # ------------------------------------------------------------------ reading
+
+    def page(self, table: str, after: int) -> list[tuple[int, bytes]]:
+        """The next rows behind `after`, each with its place."""
+        query = f"SELECT rowid, data FROM {table} WHERE rowid > ? ORDER BY rowid LIMIT ?"  # noqa: S608
+        return self._db.execute(query, (after, _PAGE)).fetchall()

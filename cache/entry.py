@@ -1,0 +1,79 @@
+"""What a namespace of the semantic cache is made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from cache.replay import Recording
+from cache.verify import Record, Sighting
+from cache.verify_budget import State
+from cache.verify_facts import Facts
+
+
+@dataclass(slots=True)
+class Group:
+    """One answer. `recording` is its newest wording that was verified."""
+
+    number: int
+    recording: Recording
+    record: Record = field(default_factory=Record)
+    keys: set[int] = field(default_factory=set)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One kept question. `owner` is whoever asked it, `answer` the id of what they were told."""
+
+    key: int
+    question: str
+    facts: Facts
+    group: int
+    owner: str
+    answer: str
+    tags: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """A question as an erasure sees it."""
+
+    namespace: bytes
+    group: int
+    scope: str
+    model: str
+    answered_by: str
+    tags: tuple[str, ...]
+    owner: str
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A lookup: the sighting of the nearest answer, and the groups near it, nearest first."""
+
+    sighting: Sighting
+    entry: Entry
+    groups: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SpaceState:
+    """One namespace for the dashboard; no `promise` under a policy that makes none."""
+
+    namespace: str
+    scope: str
+    model: str
+    entries: int
+    answers: int
+    held_bytes: int
+    labels_by_source: dict[str, int]
+    promise: State | None
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a namespace is a namespace of."""
+
+    namespace: bytes
+    scope: str
+    model: str

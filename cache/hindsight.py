@@ -1,0 +1,131 @@
+"""What is learnt of an answer after it was given: complaints, corrections, questions asked again.
+
+*Feedback.* Somebody says by its id that an answer was wrong, or what would have been right, which
+is compared with what was given. Complaints count as labels, praise does not: people complain of
+what is wrong and are silent otherwise, so that counting both as a sample would be a bias, and this
+way the bias is on the safe side. A kept answer of which there is more to complain than to confirm
+is dropped. What a caller holds for right is compared and never served: else a user could write the
+answers of others.
+
+*Asking again.* A user who gets a hit and within a minute asks the same in other words was not
+helped. That alone proves nothing (people also ask two things that are alike), so it is no label
+yet: the second question goes to the model, whatever the policy allows, and if the model's answer
+differs from the cached one, the hit before is booked as wrong, as a complaint would be. Only where
+the end user is known: of two questions by one tenant nobody can tell who asked them.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, replace
+from typing import Final
+
+from cache.agree import agree, text_of
+from cache.space import Space
+from cache.teach import Asked, Doubt, EmbedFor
+from cache.verify import Sighting, Verdict
+from cache.verify_facts import compare, vetoed
+
+REMEMBERED: Final = 10_000
+"""Answers that feedback can still reach."""
+
+AGAIN_S: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """An answer that `tenant` got: a hit, or one that the model made and that was kept (then there
+    is no decision to be judged)."""
+
+    tenant: str
+    space: Space
+    question: str
+    group: int
+    decision: tuple[Sighting, Verdict] | None
+
+
+class Hindsight:
+    def __init__(self, embed: EmbedFor) -> None:
+        self._embed = embed
+        self._given: OrderedDict[str, Given] = OrderedDict()
+        self._hits: OrderedDict[tuple[bytes, str], tuple[float, Asked]] = OrderedDict()
+        """The last hit of each user, with the time."""
+
+    def remember(self, answer: str, given: Given) -> None:
+        self._given[answer] = given
+        if len(self._given) > REMEMBERED:
+            self._given.popitem(last=False)
+
+    def find(self, answer: str) -> Given | None:
+        return self._given.get(answer)
+
+    async def feedback(
+        self, answer: str, score: float, *, tenant: str, correct: str | None
+    ) -> bool:
+        """What someone says of an answer given to `tenant`; whether it is remembered. A score below
+        .5, or a `correct` answer that says something else, is a complaint. Each answer is heard of
+        once."""
+        given = self._given.get(answer)
+        if given is None or given.tenant != tenant:
+            return False
+        del self._given[answer]
+        group = given.space.group(given.group)
+        if group is None:
+            return True
+        right = score >= 0.5
+        if correct is not None:
+            was = text_of(group.recording)
+            scope = given.space.origin.scope
+            label = await agree(
+                *(given.question, correct, was), embed=lambda text: self._embed(text, scope)
+            )
+            right = label.right
+        if right:
+            given.space.praise(given.group)
+        else:
+            self._complain(given)
+        return True
+
+    def _complain(self, given: Given) -> None:
+        space, number = given.space, given.group
+        patience = 0
+        if given.decision is None:
+            space.blame(number)
+        else:
+            sighting, verdict = given.decision
+            space.book(sighting, replace(verdict, chance=1.0), right=False, source="feedback")
+            patience = 1
+        group = space.group(number)
+        if group is not None and group.record.wrong > patience + group.record.right:
+            space.drop_group(number)
+
+    # ------------------------------------------------------------------ asking again
+
+    def served(self, asked: Asked, now: float) -> None:
+        """A hit was given to a user who is known."""
+        at = (asked.space.origin.namespace, asked.owner)
+        self._hits[at] = (now, asked)
+        self._hits.move_to_end(at)
+        if len(self._hits) > REMEMBERED:
+            self._hits.popitem(last=False)
+
+    def doubt(self, asked: Asked, now: float) -> Doubt | None:
+        """The hit after which the question asks again, in other words, if it does."""
+        at = (asked.space.origin.namespace, asked.owner)
+        served_at, hit = self._hits.get(at, (0.0, asked))
+        if hit.question == asked.question:
+            return None
+        del self._hits[at]
+        if now - served_at > AGAIN_S or not _same_answer(hit, asked):
+            return None
+        assert hit.seen is not None
+        assert hit.verdict is not None
+        return Doubt(hit.seen.sighting, replace(hit.verdict, chance=1.0))
+
+
+def _same_answer(one: Asked, other: Asked) -> bool:
+    """Whether the cache holds the same answer for both, and nothing says that they differ."""
+    if one.seen is None or other.seen is None:
+        return False
+    same = one.seen.entry.group == other.seen.entry.group
+    return same and not vetoed(compare(other.facts, one.facts))

@@ -1,0 +1,198 @@
+"""All namespaces of this process: opened when they are asked, refilled from the archive, kept in
+step with other gateways, erased from.
+
+    restart ──── load ───┐                         ┌──► archive
+    other gateways ─ news ┴─► spaces ─► journal ───┘
+
+Who makes namespaces without end pushes out their own: when there are too many, the longest unused
+one of the scope that has most of them goes from memory. What is shared is served only while it is
+known what others have erased.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+from cache.archive import Dropped, Erasure, Kept, Lesson, Lost, News, Summary
+from cache.entry import Origin, SpaceState
+from cache.keeper import Keeper
+from cache.namespace import Terms
+from cache.quota import Bounds, Quota
+from cache.space import Space
+from cache.store.base import StoreFault
+from cache.verify import Policy
+
+MAX_SIBLINGS: Final = 16
+
+PolicyOf: TypeAlias = Callable[[Terms, Sequence[Policy]], Policy]
+"""(terms, policies of the scope's other namespaces) -> the policy of a new namespace."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Scope:
+    """What one scope has, the longest unused namespace first."""
+
+    quota: Quota
+    spaces: OrderedDict[bytes, Space]
+
+
+class Spaces:
+    def __init__(
+        self,
+        *,
+        policy_of: PolicyOf,
+        dimensions: Callable[[], int],
+        bounds: Bounds,
+        max_spaces: int,
+        keeper: Keeper | None,
+        clock: Callable[[], float],
+    ) -> None:
+        """`max_spaces` bounds all scopes together, `bounds` each of them. `dimensions` is asked
+        when there are vectors."""
+        self._policy_of = policy_of
+        self._dimensions = dimensions
+        self._bounds = bounds
+        self._max_spaces = max_spaces
+        self._keeper = keeper
+        self._clock = clock
+        self._spaces: OrderedDict[bytes, Space] = OrderedDict()
+        self._scopes: dict[str, _Scope] = {}
+        self._terms_for: Callable[[str], Terms] = lambda _scope: Terms()
+        self._not_yet = "" if keeper is None else "what was kept is being read"
+
+    @property
+    def problem(self) -> str:
+        """Why nothing here may be served or added to; empty where it may."""
+        if self._not_yet:
+            return self._not_yet
+        if self._keeper is not None and not self._keeper.in_touch:
+            return "the shared cache is out of touch"
+        return ""
+
+    def find(self, namespace: bytes) -> Space | None:
+        return self._spaces.get(namespace)
+
+    def open(self, origin: Origin, terms: Terms) -> Space:
+        """The space of a namespace, made now if need be."""
+        space = self._spaces.get(origin.namespace)
+        if space is None:
+            return self._make(origin, terms)
+        self._spaces.move_to_end(origin.namespace)
+        self._scopes[origin.scope].spaces.move_to_end(origin.namespace)
+        return space
+
+    def _make(self, origin: Origin, terms: Terms) -> Space:
+        scope = self._scopes.get(origin.scope)
+        if scope is None:
+            scope = self._scopes[origin.scope] = _Scope(Quota(self._bounds), OrderedDict())
+        recent = itertools.islice(reversed(scope.spaces.values()), MAX_SIBLINGS)
+        space = Space(
+            origin,
+            self._policy_of(terms, [sibling.policy for sibling in recent]),
+            self._dimensions(),
+            scope.quota,
+            self._keeper.journal(origin, self._clock) if self._keeper else None,
+        )
+        self._spaces[origin.namespace] = scope.spaces[origin.namespace] = space
+        if len(scope.spaces) > self._bounds.max_namespaces:
+            self._forget_one_of(scope)
+        elif len(self._spaces) > self._max_spaces:
+            self._forget_one_of(max(self._scopes.values(), key=lambda each: len(each.spaces)))
+        return space
+
+    def _forget_one_of(self, scope: _Scope) -> None:
+        namespace, space = scope.spaces.popitem(last=False)
+        space.clear()
+        del self._spaces[namespace]
+        if not scope.spaces:
+            del self._scopes[space.origin.scope]
+
+    # ------------------------------------------------------------------ the archive
+
+    async def restore(self, terms_for: Callable[[str], Terms]) -> int:
+        """Open the archive and rebuild from it; `terms_for` gives a scope's terms. Returns the
+        number of questions. Raises StoreFault; nothing is served from then on."""
+        if self._keeper is None:
+            return 0
+        self._terms_for = terms_for
+        try:
+            await self._keeper.open(self.hear)
+            await self._load(self._keeper)
+        except StoreFault:
+            self._not_yet = "what was kept cannot be read"
+            raise
+        self._not_yet = ""
+        return sum(len(space) for space in self._spaces.values())
+
+    async def _load(self, keeper: Keeper) -> None:
+        async for kept in keeper.load():
+            space = self._space_of(kept)
+            if space is None:
+                continue
+            if isinstance(kept, Kept):
+                space.put_back(kept)
+            elif isinstance(kept, Lesson):
+                space.hear(kept)
+            elif space.is_ignorant:
+                space.take_over(kept)
+
+    def _space_of(self, news: Kept | Summary | Lesson | Dropped) -> Space | None:
+        known = self._spaces.get(news.namespace)
+        if known is not None or isinstance(news, Lesson | Dropped):
+            return known
+        origin = Origin(news.namespace, news.scope, news.model)
+        return self.open(origin, self._terms_for(news.scope))
+
+    async def hear(self, news: News) -> None:
+        """What another gateway did."""
+        if isinstance(news, Erasure):
+            for each in self._spaces.values():
+                each.erase(news)
+            return
+        if isinstance(news, Lost):
+            await self._begin_again()
+            return
+        space = self._space_of(news)
+        if space is None:
+            return
+        if isinstance(news, Kept):
+            space.put_back(news)
+        elif isinstance(news, Lesson):
+            space.hear(news)
+        else:
+            for key in news.keys:
+                space.drop(key, told=True)
+
+    async def _begin_again(self) -> None:
+        """Nobody knows what was erased meanwhile: the archive does. What was learnt stays."""
+        for space in self._spaces.values():
+            space.clear()
+        if self._keeper is not None:
+            await self._load(self._keeper)
+
+    async def tell(self) -> None:
+        """Tell the archive what has happened since the last time."""
+        if self._keeper is not None:
+            await self._keeper.tell()
+
+    async def erase(self, erasure: Erasure) -> int:
+        """Here and wherever the archive is shared; the number of questions. Raises StoreFault."""
+        here = sum(space.erase(erasure) for space in self._spaces.values())
+        there = await self._keeper.erase(erasure) if self._keeper is not None else 0
+        return max(here, there)
+
+    async def flush(self) -> None:
+        if self._keeper is not None:
+            await self._keeper.flush()
+
+    async def close(self) -> None:
+        if self._keeper is not None:
+            await self._keeper.close()
+
+    def state(self) -> list[SpaceState]:
+        """Every namespace, the most recently used first."""
+        return [space.state() for space in reversed(self._spaces.values())]

@@ -1,0 +1,108 @@
+"""Opening the SQLite files of the caches, and what becomes of one that cannot be read.
+
+A file that is not ours to read (rubbish, torn by a disk, another schema) is moved aside and a new
+one is begun: a cache can be lost but must not stop a server. It is kept, under a name that says
+when, for whoever wants to know why.
+
+In WAL mode a transaction is in the file wholly or not at all, and one that was committed survives
+the death of the process (`synchronous=NORMAL`: only a loss of power may take the last ones).
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Final, TypeAlias
+
+_BROKEN: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+_BUSY: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
+
+OnEvent: TypeAlias = Callable[[str], None]
+"""Told in words what an operator should know: a file moved aside, a batch lost."""
+
+
+class WrongSchemaError(Exception):
+    """The file was written by another version of this program."""
+
+
+def is_broken(error: sqlite3.Error) -> bool:
+    return getattr(error, "sqlite_errorcode", None) in _BROKEN
+
+
+def check_usable(path: Path) -> None:
+    """Raises OSError or sqlite3.Error where no cache file can be made or written to. One that is
+    broken or busy will do: it is moved aside, or waited for."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with closing(connect(path)) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("ROLLBACK")
+    except sqlite3.DatabaseError as error:
+        if not is_broken(error) and getattr(error, "sqlite_errorcode", None) not in _BUSY:
+            raise
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, isolation_level=None, timeout=2.0, check_same_thread=False)
+    connection.execute("PRAGMA foreign_keys = ON")
+    return connection
+
+
+def open_file(path: Path, schema: str, version: int) -> sqlite3.Connection:
+    """The file as it is, or a new one with this schema. Raises WrongSchemaError for another
+    version's, sqlite3.DatabaseError (see `is_broken`) or OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    connection = connect(path)
+    try:
+        _prepare(connection, schema, version)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _prepare(connection: sqlite3.Connection, schema: str, version: int) -> None:
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = NORMAL")
+    (found,) = connection.execute("PRAGMA user_version").fetchone()
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    if found == 0 and tables == 0:
+        connection.executescript(
+            f"BEGIN IMMEDIATE; {schema} PRAGMA user_version = {version}; COMMIT;"
+        )
+    elif found != version:
+        raise WrongSchemaError(f"its schema is {found}, not {version}")
+
+
+def move_aside(path: Path, now: float) -> Path:
+    """Rename the file and what belongs to it; the new name."""
+    aside = path.with_name(f"{path.name}.aside-{int(now)}")
+    for suffix in ("", "-wal", "-shm"):
+        part = path.with_name(path.name + suffix)
+        if part.exists():
+            part.replace(aside.with_name(aside.name + suffix))
+    return aside
+
+
+class Transaction:
+    """BEGIN IMMEDIATE … COMMIT, or ROLLBACK on any exception."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def __enter__(self) -> None:
+        self._connection.execute("BEGIN IMMEDIATE")
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._connection.execute("COMMIT")
+        elif self._connection.in_transaction:
+            self._connection.execute("ROLLBACK")
+
+
+def integrity(path: Path) -> str:
+    """SQLite's own full check: "ok", or what is wrong. For tests and `sluice doctor`."""
+    with closing(connect(path)) as connection:
+        return str(connection.execute("PRAGMA integrity_check").fetchone()[0])
