@@ -26,6 +26,7 @@ from gateway.app import Front, build_app
 from gateway.backend import Backend
 from gateway.configure import Loaded
 from gateway.dashboard import page
+from gateway.dashboard.history import Pulse
 from gateway.drain import Drain
 from gateway.live import Live
 from gateway.observe.content import ContentLayer
@@ -93,6 +94,7 @@ def assemble(
     told = ContentLayer(onion, tenancy.logs_content(settings.logs.content), log)
     answerer, stop_tracing = _traced(settings.traces, told)
     drain = Drain(settings.server.max_inflight, settings.server.shutdown_grace_s)
+    pulse = Pulse(backend.states)
     metrics = Metrics(rollup, backend.states, lambda: drain.inflight)
     edge = Edge(
         server=settings.server,
@@ -128,13 +130,7 @@ def assemble(
                 },
                 metrics,
             ),
-            page.router(
-                rollup,
-                backend.states,
-                drain,
-                tenancy.admin_keys,
-                settings.server.host,
-            ),
+            page.router(keeper, backend.states, pulse, drain=drain, gate=tenancy.gate),
             admin_decisions.router(
                 keeper,
                 auto.policies.by_tenant,
@@ -151,7 +147,7 @@ def assemble(
             cache.store,
             keeper,
             meaning,
-            tasks=(reloader.run, shadow.run),
+            tasks=(reloader.run, shadow.run, pulse.run),
             stop_tracing=stop_tracing,
         ),
     )

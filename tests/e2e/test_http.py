@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import re
 import socket
 from collections.abc import Mapping
 from contextlib import suppress
@@ -396,26 +397,28 @@ async def test_one_connection_carries_many_requests_in_order() -> None:
             assert b"You said: " + word in await reader.readuntil(b"}}}")
 
 
-async def test_the_dashboard_is_for_this_machine_or_an_admin() -> None:
+async def test_the_dashboards_numbers_are_for_an_admin_and_its_files_hold_none() -> None:
     admin = Admin(keys=(hashlib.sha256(b"adm").hexdigest(),))
+    key = {"authorization": "Bearer adm"}
     async with serving(settings_for_tests(admin=admin)) as running:
         await running.client.post(CHAT, json=ASKED)
         page = await running.client.get("/dashboard")
-        script = await running.client.get("/dashboard/dashboard.js")
-        data = (await running.client.get("/dashboard/data")).json()
-        proxied = {"x-forwarded-for": "203.0.113.9"}
-        outside = await running.client.get("/dashboard/data", headers=proxied)
-        with_key = await running.client.get(
-            "/dashboard/data", headers={**proxied, "authorization": "Bearer adm"}
-        )
+        script = await running.client.get("/dashboard/main.js")
+        data = (await running.client.get("/dashboard/data", headers=key)).json()
+        history = await running.client.get("/dashboard/history?span=1h", headers=key)
+        refused = [
+            (await running.client.get(f"/dashboard/{name}")).status_code
+            for name in ("data", "history")
+        ]
         nothing = await running.client.get("/dashboard/../settings.py")
-    assert page.status_code == script.status_code == with_key.status_code == 200
+    assert page.status_code == script.status_code == 200
     assert "default-src 'none'" in page.headers["content-security-policy"]
-    assert "http://" not in page.text.replace("http://www.w3.org", "")
+    assert not re.search(r"(src|href)=\"(https?:)?//|<style|style=|onclick", page.text)
     assert data["requests"] == {"small": 1}
     assert data["recent"][0]["origin"] == "small"
     assert "hello there" not in json.dumps(data)
-    assert outside.status_code == 401
+    assert sum(history.json()["requests"]) == 1
+    assert refused == [401, 401]
     assert nothing.status_code == 404
 
 

@@ -46,12 +46,11 @@ def test_a_typo_does_not_turn_a_customer_into_the_keyless_tenant() -> None:
         keys.tenant(b"Bearer sk-typo")
 
 
-def test_an_admin_is_local_or_has_a_key() -> None:
+def test_an_admin_is_known_by_the_first_digits_of_the_hash_of_a_key() -> None:
     admin = AdminKeys([sha("adm")])
-    assert admin.allows([], client_is_local=True)
-    assert admin.allows([(b"authorization", b"Bearer adm")], client_is_local=False)
-    assert not admin.allows([(b"authorization", b"Bearer no")], client_is_local=False)
-    assert not admin.allows([], client_is_local=False)
+    assert admin.who([(b"authorization", b"Bearer adm")]) == sha("adm")[:8]
+    assert admin.who([(b"authorization", b"Bearer no")]) is None
+    assert admin.who([]) is None
 
 
 STORED = Tenant(name="acme", stored_keys=True)

@@ -1,0 +1,53 @@
+// Asks the server, and asks the reader for an admin key where the server wants one. The key lives in
+// sessionStorage: it is gone with the tab, and no other page's request carries it.
+import { byId } from "./dom.js";
+
+const KEY = "sluice-admin-key";
+
+export class Refused extends Error {}
+
+export class NotThere extends Error {}
+
+export async function ask(path) {
+  const key = sessionStorage.getItem(KEY);
+  const headers = key ? { authorization: `Bearer ${key}` } : {};
+  const response = await fetch(path, { headers, cache: "no-store", credentials: "omit" });
+  if (response.ok) return response.json();
+  const said = await response.json().then((body) => body.error.message, () => "");
+  if (response.status === 401) throw new Refused(said);
+  if (response.status === 404) throw new NotThere(said);
+  throw new Error(said || `the server said ${response.status}`);
+}
+
+// `onKey`: called when a key was given, or taken back.
+export function setUpLogin(onKey) {
+  byId("login").addEventListener("submit", (event) => {
+    event.preventDefault();
+    sessionStorage.setItem(KEY, byId("key").value.trim());
+    byId("key").value = "";
+    onKey();
+  });
+  byId("leave").addEventListener("click", () => {
+    sessionStorage.removeItem(KEY);
+    onKey();
+  });
+}
+
+export function showLogin(why) {
+  const tried = sessionStorage.getItem(KEY) !== null;
+  sessionStorage.removeItem(KEY);
+  const wasHidden = byId("login").hidden;
+  byId("login-why").textContent = tried ? `This key was not accepted. ${why}` : why;
+  byId("login").hidden = false;
+  byId("numbers").hidden = true;
+  byId("leave").hidden = true;
+  if (wasHidden) byId("key").focus();
+}
+
+export function hideLogin() {
+  const wasShown = !byId("login").hidden;
+  byId("login").hidden = true;
+  byId("numbers").hidden = false;
+  if (wasShown) byId("main").focus();
+  byId("leave").hidden = sessionStorage.getItem(KEY) === null;
+}
