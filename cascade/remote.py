@@ -166,7 +166,7 @@ class Remote:
         limit_s, by_deadline = self._first_byte_limit(trail)
         try:
             async with asyncio.timeout(limit_s):
-                reply = await self._send(path, body)
+                reply = await self._send(path, body, trail)
                 try:
                     await reply.first()
                 except BaseException:
@@ -196,14 +196,15 @@ class Remote:
             return remaining_s, True
         return limit_s, False
 
-    async def _send(self, path: str, body: bytes) -> Reply:
+    async def _send(self, path: str, body: bytes, trail: Trail) -> Reply:
         place = await self._addresses.place(path)
         upstream = self._upstream
+        traced = [("traceparent", trail.traceparent)] if trail.traceparent else []
         slowest_s = max(upstream.first_byte_timeout_s, upstream.between_bytes_timeout_s)
         request = httpx.Request(
             "POST",
             place.url,
-            headers=[("host", place.host), *self._headers],
+            headers=[("host", place.host), *self._headers, *traced],
             content=body,
             extensions={
                 "timeout": {

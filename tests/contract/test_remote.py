@@ -110,6 +110,17 @@ async def test_the_key_and_the_model_are_theirs(transport: httpx.AsyncBaseTransp
     assert asked.body["stream"] is True
 
 
+async def test_a_trace_goes_on_at_the_server(transport: httpx.AsyncBaseTransport) -> None:
+    parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    async with upstream(HELLO) as server:
+        model = remote(server, transport)
+        for trail in (Trail("r1", traceparent=parent), Trail("r2")):
+            async for _ in model(ASK, trail):
+                pass
+    assert server.asked[0].headers["traceparent"] == parent
+    assert "traceparent" not in server.asked[1].headers
+
+
 async def test_everything_that_was_asked_is_sent(transport: httpx.AsyncBaseTransport) -> None:
     call = Call(
         "chat",
