@@ -26,6 +26,7 @@ import argparse
 import json
 import queue
 import statistics
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -208,7 +209,7 @@ class Timed:
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
-        self.inner = runner
+        self.prepared = threading.Event()
         self.steps = 0
         self.waited_s = 0.0
 
@@ -219,6 +220,12 @@ class Timed:
     def launch(self, chunks: list[Chunk]) -> Pending:
         self.steps += 1
         return _TimedPending(self._runner.launch(chunks), self)
+
+    def prepare(self) -> bool:
+        more = self._runner.prepare()
+        if not more:
+            self.prepared.set()
+        return more
 
     def recover(self) -> None:
         self._runner.recover()
@@ -243,8 +250,6 @@ class Alone:
     """Some models under one engine loop, in a thread of its own."""
 
     def __init__(self, lanes: dict[str, Lane]) -> None:
-        import threading
-
         self.lanes = lanes
         self._ended: queue.SimpleQueue[Counter] = queue.SimpleQueue()
         self._ids = 0
@@ -606,6 +611,9 @@ def run(options: argparse.Namespace) -> None:
         bench = Bench(shape, alone, card, options.repeats)
         if "start" in wanted:
             bench.start(age + time.perf_counter() - began)
+        began = time.perf_counter()
+        alone.timed(shape).prepared.wait()
+        print(f"{shape:>5} compiled and captured the rest in {time.perf_counter() - began:.1f} s")
         for name in ("single", "batch", "shared", "ttft"):
             if name in wanted:
                 getattr(bench, name)()

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from engine.cuda.card import check_budget, dtype_on_gpu, kv_room, room_for
+from engine.cuda.card import NoDevice, check_budget, dtype_on_gpu, kv_room, room_for
 from engine.cuda.weights import Product
 from engine.lane import Lane
 from engine.loading import BrokenFile, Checkpoint, load_decoder, read_checkpoint
@@ -77,15 +77,21 @@ def build_lanes(
     lanes = {}
     for name, plan in plans.items():
         progress(f"loading {name} from {plan.checkpoint.directory}")
-        lanes[name] = _lane(
-            name,
-            plan,
-            num_pages=pages[name],
-            page_size=page_size,
-            limits=limits,
-            device=device,
-            clock=clock,
-        )
+        try:
+            lanes[name] = _lane(
+                name,
+                plan,
+                num_pages=pages[name],
+                page_size=page_size,
+                limits=limits,
+                device=device,
+                clock=clock,
+            )
+        except torch.OutOfMemoryError as error:  # somebody else took what was free before
+            raise NoDevice(
+                f"{device} ran out of memory while {name} was loaded, though enough was free "
+                "before: free the card of other programs, or lower engine.kv_memory_mib"
+            ) from error
     return lanes
 
 

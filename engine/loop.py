@@ -251,8 +251,19 @@ class Loop:
 
     # -- coming and going --------------------------------------------------------------------
 
+    def _prepare(self) -> None:
+        """While nothing is to do, let the runners get ready for steps to come."""
+        for lane in self._lanes:
+            try:
+                while not (self._inbox or self._stopping or self._has_work()):
+                    if not lane.runner.prepare():
+                        break
+            except Exception as error:  # noqa: BLE001 — as in a step
+                self._fail_step(lane, [], error)
+
     def _receive(self) -> bool:
         """Take the inbox; sleep while there is nothing to do. False: the engine ends."""
+        self._prepare()
         with self._wake:
             while not self._inbox and not self._stopping and not self._has_work():
                 self._wake.wait()

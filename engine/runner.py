@@ -73,6 +73,10 @@ class CpuRunner:
         """Nothing runs beside the engine thread, so nothing is gained by launching ahead."""
         return 1
 
+    def prepare(self) -> bool:
+        """Everything was laid out at load."""
+        return False
+
     def recover(self) -> None:
         """A step keeps nothing."""
 

@@ -43,6 +43,7 @@ from engine.fair import Fair
 from engine.rate import Rate
 from engine.sequence import Chunk, Sequence, State
 from engine.space import Space
+from engine.twins import Twins
 from radix import RadixTree
 
 
@@ -230,25 +231,25 @@ class Scheduler:
     def _admit_into(self, chunks: list[Chunk], budget: int) -> None:
         if self._blocked:
             return
-        prompts = [s for s in self._running if s.to_compute > 1]
+        twins = Twins(self._space, [s for s in self._running if s.to_compute > 1])
         while budget > 0 and len(self._running) < self._limits.max_running:
-            sequence = self._next(prompts)
+            sequence = self._next(twins)
             if sequence is None:
                 return
             if not self._space.take(sequence, headroom=self._headroom(sequence)):
                 self._blocked = True
                 return
             self._enter(sequence)
-            prompts.append(sequence)
+            twins.add(sequence)
             length = min(sequence.to_compute, budget)
             chunks.append(Chunk(sequence, length))
             budget -= length
 
-    def _next(self, prompts: list[Sequence]) -> Sequence | None:
+    def _next(self, twins: Twins) -> Sequence | None:
         """The next in line: the least served tenant's longest cached prefix, within bounds."""
         for tenant in sorted(self._queues, key=self._fair.level):
             window = islice(self._queues[tenant], self._limits.window)
-            ready = [s for s in window if not s.ahead and not self._has_twin(s, prompts)]
+            ready = [s for s in window if not s.ahead and not self._has_twin(s, twins)]
             if not ready:
                 continue
             if ready[0].preempted or ready[0].overtaken >= self._limits.max_overtakes:
@@ -256,18 +257,13 @@ class Scheduler:
             return ready[0] if len(ready) == 1 else max(ready, key=self._space.held)
         return None
 
-    def _has_twin(self, sequence: Sequence, prompts: list[Sequence]) -> bool:
+    def _has_twin(self, sequence: Sequence, twins: Twins) -> bool:
         """Whether a running prompt will compute at least half of what this one would compute."""
-        for other in prompts:
-            if other.namespace != sequence.namespace:
-                continue
-            common = self._space.common(sequence, other)
-            if common <= other.computed:
-                continue
-            held = self._space.held(sequence)
-            if 2 * (common - held) >= sequence.known - held:
-                return True
-        return False
+        common = twins.common(sequence)
+        if not common:
+            return False
+        held = self._space.held(sequence)
+        return 2 * (common - held) >= sequence.known - held
 
     def _enter(self, sequence: Sequence) -> None:
         if sequence.admitted is None:  # what a preemption costs is not the tenant's to pay

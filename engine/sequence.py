@@ -177,6 +177,11 @@ class Runner(Protocol):
 
     def launch(self, chunks: list[Chunk]) -> Pending: ...
 
+    def prepare(self) -> bool:
+        """Nothing else is to do: do a piece of what later steps would have to wait for. False:
+        nothing is left."""
+        ...
+
     def recover(self) -> None:
         """A step failed and nothing of it is wanted: make the next launch possible. Raises
         RunnerLost where that cannot be."""

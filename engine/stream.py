@@ -136,10 +136,13 @@ class ChoiceStream:
         begin = self._decoded
         text = self._detokeniser.add(token)
         self._decoded += len(text)
-        # A token that ends inside a character leaves with that character.
-        end = self._decoded + self._detokeniser.pending
-        self._waiting.append(_Waiting(token, begin, end, logprob))
+        pending = self._detokeniser.pending
         ready = self._finder.add(text)
+        if ready == text and text and not pending and not self._waiting:
+            self._sent = self._decoded  # nearly every token: all of it leaves, and nothing else
+            return Delta(self._index, "text", text, (token,), () if logprob is None else (logprob,))
+        # A token that ends inside a character leaves with that character.
+        self._waiting.append(_Waiting(token, begin, self._decoded + pending, logprob))
         if not ready and not self.stopped:
             return None
         return self._delta(ready, last=self.stopped)

@@ -15,10 +15,11 @@ from pathlib import Path
 
 import torch
 
-from engine.build import ModelSpec, build_lanes
+from engine.build import CPU, ModelSpec, build_lanes
 from engine.contract import Answerer
+from engine.cuda.card import NoDevice, choose_device, why_not
 from engine.engine import Engine
-from engine.lane import LaneStats
+from engine.lane import Lane, LaneStats
 from engine.loading import LoadError, fingerprint
 from engine.pool import PoolTooSmall
 from engine.runner import use_threads
@@ -27,6 +28,7 @@ from gateway.backend import CannotLoad
 from gateway.catalog import ModelCard
 from gateway.observe.logs import Log
 from gateway.observe.metrics import EngineState
+from gateway.settings import Engine as EngineSettings
 from gateway.settings import Settings
 
 KV_SHARE = 0.25
@@ -61,34 +63,17 @@ class EngineBackend:
 
 def load_backend(settings: Settings, log: Log, progress: Progress) -> EngineBackend:
     """Load every configured model of the engine's kind. Raises CannotLoad."""
-    engine = settings.engine
-    paths = own_models(settings)
-    use_threads(engine.threads or _threads())
+    use_threads(settings.engine.threads or _threads())
     try:
-        limits = Limits(
-            max_batched_tokens=engine.max_batched_tokens,
-            max_running=engine.max_running,
-            max_waiting=engine.max_waiting,
-        )
-        specs = {
-            name: ModelSpec(
-                path, _dtype(settings.models[name].dtype), context=settings.models[name].max_context
-            )
-            for name, path in paths.items()
-        }
-        kv_bytes = engine.kv_memory_mib << 20 if engine.kv_memory_mib else _kv_bytes()
-        lanes = build_lanes(
-            specs,
-            kv_bytes=kv_bytes,
-            page_size=engine.page_size,
-            limits=limits,
-            progress=progress,
-        )
-        prints = {name: fingerprint(spec.directory) for name, spec in specs.items()}
-    except PoolTooSmall as error:
-        raise CannotLoad(f"engine.kv_memory_mib, models.*.max_context: {error}") from error
-    except (LoadError, ValueError) as error:
-        raise CannotLoad(str(error)) from error
+        lanes = _load(settings, _device(settings, progress), progress)
+    except NoDevice as error:
+        if settings.engine.device != "auto":
+            raise CannotLoad(f"engine.device: {error}") from error
+        log.warning("engine", device="cpu", why=str(error))
+        progress(f"falling back to the CPU: {error}")
+        lanes = _load(settings, CPU, progress)
+    paths = own_models(settings)
+    prints = {name: fingerprint(path) for name, path in paths.items()}
     cards = {
         name: ModelCard(
             name=name,
@@ -105,6 +90,53 @@ def load_backend(settings: Settings, log: Log, progress: Progress) -> EngineBack
     }
     report = _reporter(log)
     return EngineBackend(Engine(lanes, clock=time.monotonic, report=report), cards)
+
+
+def _device(settings: Settings, progress: Progress) -> torch.device:
+    device = choose_device(settings.engine.device)
+    if settings.engine.device == "auto" and device.type == "cpu" and torch.version.cuda is not None:
+        progress(f"computing on the CPU: {why_not(0)}")
+    return device
+
+
+def _load(settings: Settings, device: torch.device, progress: Progress) -> dict[str, Lane]:
+    """Raises CannotLoad, and NoDevice where the models do not fit on a GPU."""
+    engine = settings.engine
+    specs = {
+        name: ModelSpec(
+            path, _dtype(settings.models[name].dtype), context=settings.models[name].max_context
+        )
+        for name, path in own_models(settings).items()
+    }
+    kv_bytes = engine.kv_memory_mib << 20 if engine.kv_memory_mib else None
+    if kv_bytes is None and device.type == "cpu":
+        kv_bytes = _kv_bytes()
+    try:
+        return build_lanes(
+            specs,
+            kv_bytes=kv_bytes,
+            page_size=engine.page_size,
+            limits=limits_for(engine, device),
+            device=device,
+            progress=progress,
+        )
+    except PoolTooSmall as error:
+        raise CannotLoad(f"engine.kv_memory_mib, models.*.max_context: {error}") from error
+    except (LoadError, ValueError) as error:
+        raise CannotLoad(str(error)) from error
+
+
+def limits_for(engine: EngineSettings, device: torch.device) -> Limits:
+    """What is unset follows the device: the time of a step that nobody minds holds 512 tokens of a
+    small model on a CPU, and 8,192 of a large one on a GPU."""
+    tokens, running = (512, 64) if device.type == "cpu" else (8192, 256)
+    if engine.max_batched_tokens is not None:
+        tokens = engine.max_batched_tokens
+        running = min(running, max(1, tokens // 2))
+    if engine.max_running is not None:
+        running = engine.max_running
+        tokens = tokens if engine.max_batched_tokens else max(tokens, 2 * running)
+    return Limits(max_batched_tokens=tokens, max_running=running, max_waiting=engine.max_waiting)
 
 
 def own_models(settings: Settings) -> dict[str, Path]:

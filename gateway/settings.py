@@ -104,12 +104,21 @@ class Model:
 class Engine:
     """[engine]: the one engine that all models share."""
 
-    device: str = _set("auto", "auto, cpu, cuda, or cuda:N")
+    device: str = _set(
+        "auto", "auto (the GPU where one can be used, else the CPU), cpu, cuda, or cuda:N"
+    )
     threads: int | None = _set(None, "CPU threads of the engine; unset: the machine's cores")
-    kv_memory_mib: int | None = _set(None, "memory for KV pages; unset: a share of what is free")
+    kv_memory_mib: int | None = _set(
+        None, "memory for KV pages; unset: a share of what is free, on a GPU nearly all of it"
+    )
     page_size: int = _set(16, "tokens a KV page holds")
-    max_batched_tokens: int = _set(512, "tokens computed in one step, prefill and decode together")
-    max_running: int = _set(64, "sequences that decode at one time")
+    max_batched_tokens: int | None = _set(
+        None,
+        "tokens computed in one step, prefill and decode together; unset: 512, on a GPU 8192",
+    )
+    max_running: int | None = _set(
+        None, "sequences that decode at one time; unset: 64, on a GPU 256"
+    )
     max_waiting: int = _set(512, "sequences that wait for admission; more is a 503")
 
 

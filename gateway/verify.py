@@ -21,8 +21,8 @@ Key = tuple[str | int, ...]
 Finding = tuple[Key, str]
 
 AUTO = "auto"
-DEVICES = ("auto", "cpu")
-"""What the engine can be asked to run on."""
+DEVICES = re.compile(r"auto|cpu|cuda(:\d{1,2})?")
+"""What the engine can be asked to run on; whether it is there is found out at load."""
 UPSTREAM_ONLY = (
     "base_url", "model", "api_key_env", "headers", "allow_private", "connect_timeout_s",
     "first_byte_timeout_s", "between_bytes_timeout_s", "max_tokens_field", "http2", "tools",
@@ -116,13 +116,16 @@ def _finite(settings: Settings) -> Iterator[Finding]:
 
 def _engine(settings: Settings) -> Iterator[Finding]:
     engine = settings.engine
-    if engine.device not in DEVICES:
-        yield ("engine", "device"), f"{engine.device!r} cannot be used yet; set auto or cpu"
-    if engine.max_batched_tokens <= engine.max_running:
+    if not DEVICES.fullmatch(engine.device):
+        yield (
+            ("engine", "device"),
+            f"{engine.device!r} is no device; set auto, cpu, cuda or cuda:N",
+        )
+    tokens, running = engine.max_batched_tokens, engine.max_running
+    if tokens is not None and running is not None and tokens <= running:
         yield (
             ("engine", "max_batched_tokens"),
-            f"must be above max_running ({engine.max_running}), or prompts starve; "
-            f"got {engine.max_batched_tokens}",
+            f"must be above max_running ({running}), or prompts starve; got {tokens}",
         )
 
 

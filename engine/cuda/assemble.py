@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from engine.cuda.layout import DECODE
+from engine.cuda.layout import CHUNKS, DECODE
 from engine.cuda.model import TritonModel
 from engine.cuda.prefixes import MAX_GROUPS, Prefixes
 from engine.cuda.runner import GpuRunner
@@ -41,7 +41,14 @@ def gpu_runner(
         device=device,
     )
     return GpuRunner(
-        TritonModel(decoder, pool, plan, max_rows=most, sms=_multiprocessors(device)),
+        TritonModel(
+            decoder,
+            pool,
+            plan,
+            max_rows=most,
+            max_samples=most + CHUNKS[1],
+            sms=_multiprocessors(device),
+        ),
         TritonDraw(2 * most, config.vocab, device),
         device=device,
         page_size=pool.page_size,

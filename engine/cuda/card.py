@@ -76,12 +76,12 @@ def dtype_on_gpu(stored: torch.dtype) -> torch.dtype:
 
 
 def room_for(config: DecoderConfig, dtype: torch.dtype, max_tokens: int, max_running: int) -> Room:
-    """An upper bound: the widest layer's inputs and outputs for a step's rows, twice over, and
-    logits in the model's type and in fp32 for everyone that draws."""
+    """An upper bound: the widest layer's inputs and outputs for a step's rows, twice over (in a
+    graph and without), logits of a large step and of a small one, and what a draw keeps."""
     weights = config.parameters * dtype.itemsize
     row = 2 * config.hidden + 3 * config.ffn + 2 * config.q_size + 2 * config.kv_size
     rows = max_tokens + max_running
-    logits = max_running * config.vocab * (2 * dtype.itemsize + 8)
+    logits = config.vocab * (2 * (max_running + 544) * dtype.itemsize + 128 * 8)
     rope = config.context * config.head_dim * 4
     return Room(weights, 2 * rows * row * dtype.itemsize + logits + rope)
 

@@ -70,6 +70,24 @@ def shape_for(decode: int, prefill: int, chunks: int, *, prefix: bool = False) -
     return Shape(beside, rows, _at_least(CHUNKS, chunks), prefix)
 
 
+def shapes_ahead(max_running: int, max_tokens: int, *, prefixes: bool) -> list[Shape]:
+    """What steps of a model will be padded to, the likeliest first: all that are worth a graph, and
+    of the larger ones as many as there are kernels to compile."""
+    decode = [Shape(rows) for rows in DECODE if rows <= _at_least(DECODE, max_running)]
+    shared = [Shape(shape.decode, prefix=True) for shape in decode if prefixes and shape.decode > 1]
+    rows = [count for count in PREFILL if count <= max_tokens]
+    beside = [n for n in DECODE_BESIDE if n <= _at_least(DECODE_BESIDE, max_running)]
+    found = [*decode[:6], *(Shape(0, count, CHUNKS[0]) for count in rows), *decode[6:]]
+    found += [
+        Shape(n, count, chunks) for chunks in CHUNKS[:2] for count in rows for n in (0, *beside)
+    ]
+    found += shared
+    if max_tokens > PREFILL[-1]:
+        large = min(max_tokens, 2 * PREFILL[-1])
+        found += [Shape(0, large, chunks) for chunks in CHUNKS]
+    return list(dict.fromkeys(found))
+
+
 def _at_least(ladder: tuple[int, ...], count: int) -> int:
     """The first step of the ladder that holds `count`; multiples of 64 beyond its end."""
     at = bisect_left(ladder, count)

@@ -60,9 +60,17 @@ class TritonModel:
     """One model's weights, pages and scratch on one GPU. All launches go to the current stream."""
 
     def __init__(
-        self, decoder: Decoder, pool: KVPool, plan: PrefixPlan, *, max_rows: int, sms: int
+        self,
+        decoder: Decoder,
+        pool: KVPool,
+        plan: PrefixPlan,
+        *,
+        max_rows: int,
+        max_samples: int,
+        sms: int,
     ) -> None:
-        """`max_rows`: decode rows of a step at most; `sms`: multiprocessors of the card."""
+        """`max_rows`: decode rows of a step at most; `max_samples`: logits of a step that is worth
+        a graph; `sms`: multiprocessors of the card."""
         config = decoder.config
         device = decoder.weights.embed.device
         self.config = config
@@ -74,6 +82,8 @@ class TritonModel:
         self._scratch = Scratch.make(
             max_rows, config.heads, config.kv_heads, config.head_dim, device
         )
+        # All graphs write their logits here: kept apart, they would take gigabytes.
+        self._logits = decoder.weights.embed.new_empty(max_samples, config.vocab)
         self._scale = config.head_dim**-0.5
         self._few = max((rows for rows in range(1, FEW + 1) if self._fits(rows)), default=0)
 
@@ -112,7 +122,14 @@ class TritonModel:
             delta = self._feed_forward(layer.out(mixed), x, normed, layer)
             following = weights.norm if index == last else weights.layers[index + 1].input_norm
             add_rms_norm(delta, x, following, config.eps, normed)
-        return weights.head(normed)
+        return self._head(normed)
+
+    def _head(self, normed: Tensor) -> Tensor:
+        """Logits. They are good until the next step's."""
+        if len(normed) > len(self._logits):
+            return self._weights.head(normed)
+        weight = product_of(self._weights.head).weight
+        return torch.mm(normed, weight.T, out=self._logits[: len(normed)])
 
     def _feed_forward(
         self, delta: Tensor, x: Tensor, normed: Tensor, layer: LayerWeights
@@ -144,12 +161,12 @@ class TritonModel:
             x = x.index_select(0, paged.step.sample_rows)
         head = product_of(weights.head)
         if len(x) <= FEW and _ours(len(x), head.weight):
-            logits = x.new_empty(len(x), config.vocab)
+            logits = self._logits[: len(x)]
             skinny(x, head.weight, logits, norm=weights.norm, eps=eps)
             return logits
         normed = torch.empty_like(x)
         rms_norm(x, weights.norm, eps, normed)
-        return weights.head(normed)
+        return self._head(normed)
 
     # -- attention -------------------------------------------------------------------------------
 

@@ -18,7 +18,6 @@ for good, in which case it says so by RunnerLost, and the engine ends with that 
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Several
 from typing import Protocol
 
 import torch
@@ -27,7 +26,16 @@ from torch import Tensor
 from engine.cuda.draw import Drawing, Likelihoods, fill_draw, likelihoods
 from engine.cuda.fill import Work, fill, samples_of, sort_out
 from engine.cuda.graphs import Graphs
-from engine.cuda.layout import DECODE, Arrays, Blocks, Shape, Step, block_bytes, shape_for
+from engine.cuda.layout import (
+    DECODE,
+    Arrays,
+    Blocks,
+    Shape,
+    Step,
+    block_bytes,
+    shape_for,
+    shapes_ahead,
+)
 from engine.cuda.tables import Tables
 from engine.sequence import Chunk, RunnerLost, Sampled, Sequence
 
@@ -122,6 +130,8 @@ class GpuRunner:
         self._stream = torch.cuda.Stream(device) if on_gpu else None  # type: ignore[no-untyped-call]
         self._events = [torch.cuda.Event() if on_gpu else None for _ in range(2)]  # type: ignore[no-untyped-call]
         self._graphs = Graphs(self._forward, device, enabled=graphs and on_gpu)
+        ahead = shapes_ahead(max_running, max_tokens, prefixes=prefixes is not None)
+        self._ahead = iter(ahead if on_gpu else ())
 
     @torch.inference_mode()
     def launch(self, chunks: list[Chunk]) -> Launched:
@@ -200,17 +210,31 @@ class GpuRunner:
             self._prefixes.forget()
 
     @torch.inference_mode()
-    def warm(self, shapes: Several[Shape]) -> None:
-        """Run steps of nothing but padding and capture them, so that nobody waits for it later."""
+    def prepare(self) -> bool:
+        """Run one kind of step on nothing but padding, which compiles and captures what it needs:
+        a first request would wait for that. Before any request that takes as long as a compiler
+        does, later milliseconds."""
+        shape = next((one for one in self._ahead if one not in self._graphs), None)
+        if shape is None:
+            return False
         if self._stream is not None:
             torch.cuda.set_stream(self._stream)
-        for shape in shapes:
-            if shape not in self._graphs:
-                arrays = self._blocks.arrays(0, shape)
-                self._fill(arrays, shape, Work([], [], 0))
-                self._blocks.upload(0, shape)
-                logits = self._graphs.run(shape)
-                self._draw.greedy(logits, self._drawn[: shape.samples])
+        try:
+            self._pad(shape)
+        except torch.OutOfMemoryError:  # slower, and right
+            torch.cuda.empty_cache()
+            self._ahead = iter(())
+        return True
+
+    def _pad(self, shape: Shape) -> None:
+        arrays = self._blocks.arrays(0, shape)
+        self._fill(arrays, shape, Work([], [], 0))
+        fill_draw(arrays, [])
+        self._blocks.upload(0, shape)
+        logits = self._graphs.run(shape)
+        tokens = self._drawn[: shape.samples]
+        self._draw.greedy(logits, tokens)
+        self._draw.draw(logits, self._blocks.step(shape), [], tokens)
         if self._stream is not None:
             self._stream.synchronize()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -9,11 +11,11 @@ from torch import Tensor
 from engine.cuda.draw import Drawing
 from engine.cuda.layout import Step
 from engine.kernels.gpu.greedy import GreedyScratch, greedy
-from engine.kernels.gpu.sample import SampleInputs, SampleScratch, sample
+from engine.kernels.gpu.sample import SEEN, SampleInputs, SampleScratch, sample
 from engine.sequence import Sequence
 
-SEEN = 1 << 30
-"""In a row of counts: the token stands in prompt or answer."""
+ROWS = 128
+"""Drawn at a time: the scratch has eight bytes a token of the vocabulary for each."""
 
 
 class TritonDraw:
@@ -23,7 +25,7 @@ class TritonDraw:
         self._vocab = vocab
         self._device = device
         self._greedy = GreedyScratch.make(max_samples, vocab, device)
-        self._sample = SampleScratch.make(max_samples, vocab, device)
+        self._sample = SampleScratch.make(ROWS, vocab, device)
         self._logprobs = torch.empty(max_samples, dtype=torch.float32, device=device)
 
     def greedy(self, logits: Tensor, tokens: Tensor) -> None:
@@ -47,10 +49,16 @@ class TritonDraw:
             count_slot=wishes.count_slot,
             bias_slot=wishes.bias_slot,
         )
-        sample(
-            logits, inputs, wishes.counts, wishes.biases, tokens, self._logprobs[:rows],
-            self._sample,
-        )  # fmt: skip
+        for first in range(0, rows, ROWS):
+            part = slice(first, first + ROWS)
+            sample(
+                logits[part], _rows_of(inputs, part), wishes.counts, wishes.biases, tokens[part],
+                self._logprobs[:rows][part], self._sample,
+            )  # fmt: skip
+
+
+def _rows_of(inputs: SampleInputs, rows: slice) -> SampleInputs:
+    return SampleInputs(**{one.name: getattr(inputs, one.name)[rows] for one in fields(inputs)})
 
 
 class _Wishes:

@@ -71,6 +71,8 @@ class KvRunner:
         self.depth = depth
         self.steps = 0
         self.recovered = 0
+        self.to_prepare = 0
+        """Pieces of work that are done when nothing else is to do."""
 
     def launch(self, chunks: list[Chunk]) -> KvPending:
         self._before(chunks)
@@ -80,6 +82,10 @@ class KvRunner:
         drawn = [self._draw(chunk.sequence) for chunk in chunks if chunk.samples]
         self._pool |= {sampled.sequence: sampled.token for sampled in drawn}
         return KvPending(drawn, self._after)
+
+    def prepare(self) -> bool:
+        self.to_prepare -= 1
+        return self.to_prepare >= 0
 
     def recover(self) -> None:
         self.recovered += 1

@@ -421,6 +421,38 @@ async def test_a_step_that_fails_after_its_launch_takes_the_prefixes_along() -> 
     assert again.tokens() == said.tokens()
 
 
+async def test_while_nothing_is_to_do_the_runner_gets_ready_and_a_call_goes_first() -> None:
+    runner = KvRunner(64, 4)
+    runner.to_prepare = 10**9
+    engine = Engine({"small": fake_lane(runner=runner)})
+    engine.start()
+    await until(lambda: runner.to_prepare < 10**9)
+    said = await ask(engine.answerer("small"), chat(max_tokens=3))
+    assert len(said.tokens()) == 3
+    runner.to_prepare = 2
+    await until(lambda: runner.to_prepare < 0)
+    await engine.stop()
+
+
+async def test_what_breaks_while_getting_ready_fails_nobody() -> None:
+    class Breaking(KvRunner):
+        def prepare(self) -> bool:
+            self.to_prepare -= 1
+            if self.to_prepare == 0:
+                raise RuntimeError("this kernel does not compile")
+            return self.to_prepare > 0
+
+    told: list[str] = []
+    runner = Breaking(64, 4)
+    runner.to_prepare = 3
+    engine = Engine({"small": fake_lane(runner=runner)}, report=lambda what, _: told.append(what))
+    engine.start()
+    await until(lambda: bool(told))
+    said = await ask(engine.answerer("small"), chat(max_tokens=3))
+    assert len(said.tokens()) == 3
+    await engine.stop()
+
+
 async def test_a_lost_device_ends_the_engine_and_says_why() -> None:
     class Lost(KvRunner):
         def recover(self) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from engine.contract import Failed, Sampling, Trail
-from engine.cuda.layout import Shape, block_bytes, shape_for
+from engine.cuda.layout import Shape, block_bytes, shape_for, shapes_ahead
 from engine.cuda.runner import GpuRunner
 from engine.cuda.tables import Tables
 from engine.engine import Engine
@@ -190,6 +190,16 @@ def test_steps_are_padded_to_few_shapes() -> None:
     shapes = {shape_for(d, p, 1) for d in range(1, 257) for p in (0, 1, 300)}
     assert len(shapes) < 30
     assert block_bytes(Shape(128)) < 16_000
+
+
+@pytest.mark.parametrize("prefixes", [True, False])
+def test_every_shape_that_is_worth_a_graph_is_made_ahead(prefixes: bool) -> None:
+    ahead = shapes_ahead(64, 512, prefixes=prefixes)
+    assert len(ahead) == len(set(ahead)) < 120
+    decode = {shape_for(count, 0, 0) for count in range(1, 65)}
+    beside = {shape_for(d, p, c) for d in range(64) for p in range(1, 449) for c in (1, 30)}
+    assert {shape for shape in decode | beside if shape.small} <= set(ahead)
+    assert any(shape.prefix for shape in ahead) is prefixes
 
 
 def test_a_row_of_the_block_tables_follows_its_sequence() -> None:

@@ -11,6 +11,7 @@ from engine.contract import BadCall, Overloaded
 from engine.fair import Fair
 from engine.scheduler import Limits, Scheduler
 from engine.sequence import Chunk, SamplingParams, Sequence, State
+from engine.space import Space
 from radix import PageAllocator, RadixTree, check
 from tests.support.engines import KvPending, KvRunner
 
@@ -180,6 +181,27 @@ def test_an_answer_can_be_the_prefix_of_the_next_prompt() -> None:
     follow_up = house.submit([*first.tokens[: first.known].tolist(), 1, 2, 3])
     house.drain()
     assert follow_up.cached == 20
+
+
+def test_prompts_with_one_beginning_are_not_compared_pair_by_pair(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    house = House(num_pages=1000, max_running=60, max_batched_tokens=1000)
+    beginning = list(range(80))
+    house.submit([*beginning, 1], answer=9)
+    house.step()
+    compared, common = [], Space.common
+
+    def counting(self: Space, one: Sequence, other: Sequence) -> int:
+        compared.append(one)
+        return common(self, one, other)
+
+    monkeypatch.setattr(Space, "common", counting)
+    for number in range(50):
+        house.submit([*beginning, *range(1000 * number + 200, 1000 * number + 210)])
+    house.step()
+    assert len(house.scheduler.running) == 51
+    assert not compared
 
 
 def test_siblings_wait_for_the_first_and_share_its_prompt() -> None:

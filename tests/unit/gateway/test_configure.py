@@ -143,8 +143,11 @@ def test_a_missing_file_and_broken_toml_are_errors_with_a_remedy(tmp_path: Path)
             f'[[tenants]]\nname="a"\nkeys=["{SHA}"]\n[[tenants]]\nname="b"\nkeys=["{SHA}"]\n',
             "shares a key with tenant 'a'",
         ),
-        ('[engine]\ndevice = "gpu"\n', "sluice.toml:2: engine.device: 'gpu' cannot be used"),
-        ("[engine]\nmax_batched_tokens = 64\n", "must be above max_running (64)"),
+        ('[engine]\ndevice = "gpu"\n', "sluice.toml:2: engine.device: 'gpu' is no device"),
+        (
+            "[engine]\nmax_running = 64\nmax_batched_tokens = 64\n",
+            "must be above max_running (64)",
+        ),
         ("[server]\nheartbeat_s = nan\n", "server.heartbeat_s: must be a number that ends"),
         ("[models.small]\nprice_in = inf\n", "price_in: must be a number that ends"),
         ('[[tenants]]\nname = "a"\nshare = nan\n', "share: must be a number that ends"),
