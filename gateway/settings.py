@@ -287,7 +287,8 @@ class Limits:
 
     store: str = _set(
         "sqlite:///.sluice/limits.db",
-        "budgets: sqlite:///PATH, memory:// (forgotten at the end), or a Redis that gateways share",
+        "sqlite:///PATH or memory:// (forgotten at the end), for budgets; or a Redis, for gateways "
+        "that share budgets and rates",
     )
 
 

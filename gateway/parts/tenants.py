@@ -17,14 +17,13 @@ from gateway.live import Live
 from gateway.observe.logs import Log
 from gateway.observe.rollup import Prices
 from gateway.parts.keys import build_key_store
-from gateway.parts.limits import build_lease_store
+from gateway.parts.limits import LimitStores, build_limit_stores
 from gateway.settings import Settings
 from gateway.tenants.budgets import Budgets
 from gateway.tenants.key_book import KeyBook
 from gateway.tenants.key_store import KeyStore, KeyStoreFault
 from gateway.tenants.key_sync import KeySync
 from gateway.tenants.keys import AdminKeys, Keys
-from gateway.tenants.lease_store import LeaseStore
 from gateway.tenants.limits import Limits
 from gateway.tenants.roster import Roster
 from gateway.tenants.spend import Appraiser, SpendLayer
@@ -43,7 +42,7 @@ class Tenancy:
     routers: list[APIRouter]
     key_store: KeyStore
     budgets: Budgets
-    lease_store: LeaseStore
+    limit_stores: LimitStores
 
     def spending(self, inner: Answerer, backend: Backend, settings: Settings) -> Answerer:
         """The layer that reserves and settles, around who asks the models."""
@@ -73,7 +72,10 @@ class Tenancy:
     async def running(self) -> AsyncIterator[None]:
         """Stores are read before the first request is let in, where they can be."""
         await self.sync.turn()
+        shared = self.limit_stores.shared
         tasks = [asyncio.create_task(self.sync.run()), asyncio.create_task(self.budgets.tend())]
+        if shared is not None:
+            tasks.append(asyncio.create_task(shared.tend()))
         try:
             yield
         finally:
@@ -81,8 +83,10 @@ class Tenancy:
                 task.cancel()
                 with suppress(asyncio.CancelledError):
                     await task
+            if shared is not None:
+                await shared.close()
             await self.budgets.close()
-            self.lease_store.close()
+            self.limit_stores.leases.close()
             with suppress(KeyStoreFault):
                 await self.sync.write_used()
             self.key_store.close()
@@ -92,17 +96,18 @@ def build_tenancy(live: Live, log: Log) -> Tenancy:
     """Raises KeyStoreFault or LeaseStoreFault where a store's file cannot be used."""
     settings = live.settings
     roster, keys = Roster(settings.tenants), Keys(settings.tenants)
-    limits, admins = Limits(settings.tenants), AdminKeys(settings.admin.keys)
+    stores = build_limit_stores(settings.limits, log)
+    limits = Limits(settings.tenants, shared=stores.shared)
+    admins = AdminKeys(settings.admin.keys)
     for taker in (roster.replace, keys.replace, limits.replace):
         live.on_tenants(taker)
     live.on_admin_keys(admins.replace)
     gate = AdminGate(admins, settings.server.host, log)
     store = build_key_store(settings.keys)
     sync = KeySync(store, keys, log)
-    leases = build_lease_store(settings.limits)
-    budgets = Budgets(leases, log)
+    budgets = Budgets(stores.leases, log)
     routers = [
         admin.router(live, gate, budgets),
         admin_keys.router(live, KeyBook(store), sync, gate),
     ]
-    return Tenancy(roster, keys, admins, limits, gate, sync, routers, store, budgets, leases)
+    return Tenancy(roster, keys, admins, limits, gate, sync, routers, store, budgets, stores)

@@ -51,11 +51,13 @@ class LeaseStoreFault(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """`ends_at`: when the period is over, in seconds since the epoch."""
+    """`ends_at`: when the period is over, in seconds since the epoch; `kept_s`: how long after that
+    it is remembered."""
 
     name: str
     limit: int
     ends_at: float
+    kept_s: float = KEPT_S
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,9 @@
-"""Budgets in a Redis that gateways share (tenants/lease_store.py says how they are counted).
+"""Budgets, rates and slots in a Redis that gateways share (tenants/lease_store.py says how they are
+counted, tenants/shared_slots.py what slots are).
 
 One hash an account, `sluice:budget:<account>`: `used`, and for each lease what it holds, its last
-turn and what that turn was granted. One script a move, so that it happens whole or not at all.
+turn and what that turn was granted. One hash a tenant, `sluice:slots:<tenant>`: for each gateway
+how many it holds and until when. One script a move: it happens whole or not at all.
 """
 
 from __future__ import annotations
@@ -15,13 +17,13 @@ from redis.exceptions import RedisError
 from redis.retry import Retry
 
 from gateway.tenants.lease_store import (
-    KEPT_S,
     LEFT_FOR_OTHERS,
     Account,
     LeaseStoreFault,
     Move,
     Moved,
 )
+from gateway.tenants.shared_slots import SLOT_TTL_S
 
 TIMEOUT_S = 0.5
 CLUSTER = "+cluster"
@@ -54,6 +56,32 @@ redis.call('EXPIREAT', KEYS[1], ARGV[8])
 return {{ string.format('%.0f', granted), string.format('%.0f', used) }}
 """
 
+SLOTS = "sluice:slots:"
+# KEYS: slots. ARGV: holder, least, wanted, limit, time to live in ms.
+_HOLD = """
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local others, flat = 0, redis.call('HGETALL', KEYS[1])
+for i = 1, #flat, 2 do
+  local count, ends = string.match(flat[i + 1], '(%d+) (%d+)')
+  if tonumber(ends) <= now then
+    redis.call('HDEL', KEYS[1], flat[i])
+  elseif flat[i] ~= ARGV[1] then
+    others = others + tonumber(count)
+  end
+end
+local held = math.min(tonumber(ARGV[3]), tonumber(ARGV[4]) - others)
+held = math.max(held, tonumber(ARGV[2]))
+if held > 0 then
+  local ends = now + tonumber(ARGV[5])
+  redis.call('HSET', KEYS[1], ARGV[1], string.format('%d %.0f', held, ends))
+  redis.call('PEXPIRE', KEYS[1], ARGV[5])
+else
+  redis.call('HDEL', KEYS[1], ARGV[1])
+end
+return held
+"""
+
 
 class RedisLeaseStore:
     """Connects when it is first asked."""
@@ -81,13 +109,20 @@ class RedisLeaseStore:
                 move.most,
                 int(move.beyond),
                 account.limit,
-                int(account.ends_at + KEPT_S),
+                int(account.ends_at + account.kept_s),
             )
         )
         return Moved(int(granted), int(used))
 
     def used(self, account: Account) -> int:
         return int(self._ask(lambda: self._redis.hget(PREFIX + account.name, "used")) or 0)
+
+    def hold(self, name: str, holder: str, *, least: int, wanted: int, limit: int) -> int:
+        """As SlotStore says."""
+        ttl_ms = int(SLOT_TTL_S * 1000)
+        key = SLOTS + name
+        asked = (holder, least, wanted, limit, ttl_ms)
+        return int(self._ask(lambda: self._redis.eval(_HOLD, 1, key, *asked)))
 
     def close(self) -> None:
         self._redis.close()

@@ -81,3 +81,44 @@ async def test_gateways_start_and_answer_without_a_redis() -> None:
                 reply = await ask(gateway, "anybody there?")
                 assert reply.status_code == 200
                 assert reply.headers["sluice-origin"] == "small"
+
+
+async def test_a_tenants_rate_is_one_for_both_gateways(server: RedisServer) -> None:
+    async with gateways(server.url, rpm=20) as both:
+        asking = [ask(gateway, f"question {i}") for i in range(30) for gateway in both]
+        statuses = [reply.status_code for reply in await asyncio.gather(*asking)]
+        assert statuses.count(200) == 20
+        assert statuses.count(429) == 40
+        refused = await ask(both[0], "one more")
+        assert refused.headers["x-ratelimit-remaining-requests"] == "0"
+        assert int(refused.headers["retry-after"]) > 0
+        assert (await ask(both[1], "another tenant's", BOB)).status_code == 200
+
+
+async def test_a_tenants_requests_in_flight_are_bounded_over_both(server: RedisServer) -> None:
+    async with gateways(server.url, pause_s=0.2, max_concurrent=5) as both:
+        asking = [ask(gateway, f"question {i}") for i in range(8) for gateway in both]
+        statuses = [reply.status_code for reply in await asyncio.gather(*asking)]
+        assert statuses.count(200) == 5
+        assert statuses.count(429) == 11
+
+
+async def test_without_redis_a_gateway_spends_its_slice_and_then_says_503(
+    server: RedisServer,
+) -> None:
+    """A slice is a fiftieth: two cents here, and each of these may cost 0.42 of a cent."""
+    async with gateways(server.url, pause_s=0.2, budget_usd_day=1.0) as (one, two):
+        for gateway in (one, two):
+            assert (await ask(gateway, "first")).status_code == 200
+        server.stop()
+        try:
+            asking = [ask(one, f"question {i}") for i in range(8)]
+            replies = await asyncio.gather(*asking)
+            assert (await ask(one, "not budgeted", BOB)).status_code == 200
+        finally:
+            server.resume()
+    statuses = [reply.status_code for reply in replies]
+    assert sorted(statuses) == [200] * 4 + [503] * 4
+    refused = replies[statuses.index(503)]
+    assert refused.json()["error"]["code"] == "budget_store_away"
+    assert int(refused.headers["retry-after"]) >= 1

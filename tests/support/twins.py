@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 
 from engine.contract import Call
-from gateway.settings import ExactCache, Tenant
+from gateway.settings import ExactCache, Limits, Tenant
 from tests.support.fake import FakeModel
 from tests.support.serving import Running, serving, settings_for_tests
 
@@ -30,11 +30,15 @@ def _hash(key: str) -> str:
 
 
 @asynccontextmanager
-async def gateways(url: str, count: int = 2, pause_s: float = 0.0) -> AsyncIterator[list[Running]]:
+async def gateways(
+    url: str, count: int = 2, pause_s: float = 0.0, **alices: Any
+) -> AsyncIterator[list[Running]]:
+    """`alices`: of tenant alice's policy."""
     settings = settings_for_tests(
         exact=ExactCache(store=url),
+        limits=Limits(store=url),
         tenants=(
-            Tenant(name="alice", keys=(_hash(ALICE),)),
+            Tenant(name="alice", keys=(_hash(ALICE),), **alices),
             Tenant(name="bob", keys=(_hash(BOB),)),
         ),
     )
