@@ -84,6 +84,9 @@ class Encoder(Protocol):
 
     def encode(self, text: str) -> Vector: ...
 
+    def tokens(self, text: str) -> int:
+        """How long it is, special tokens included; on any thread."""
+
 
 # --------------------------------------------------------------------------- the model
 
@@ -197,6 +200,9 @@ class OnnxEncoder:
         feed = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
         vector: Vector = self._session.run(None, feed)[0][0]
         return vector
+
+    def tokens(self, text: str) -> int:
+        return len(self._tokenizer.encode(text))
 
 
 # --------------------------------------------------------------------------- the async face

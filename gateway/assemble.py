@@ -18,8 +18,18 @@ from cache.exact import Exact, Record, Shelf, StoredOnly
 from cache.join import Join
 from cache.store.base import Store
 from engine.contract import Answerer
-from gateway.api import admin_decisions, admin_usage, chat, completions, health, models
+from gateway.api import (
+    admin_decisions,
+    admin_usage,
+    chat,
+    completions,
+    embeddings,
+    feedback,
+    health,
+    models,
+)
 from gateway.api.again import remembering
+from gateway.api.desk import Desk
 from gateway.api.endpoint import Edge, Endpoint
 from gateway.api.exchange import Ids
 from gateway.app import Front, build_app
@@ -39,7 +49,7 @@ from gateway.parts.cascade import build_auto, cache_error_of
 from gateway.parts.exact import Cache, build_cache, exact_terms
 from gateway.parts.ledger import build_ledger
 from gateway.parts.meaning import Meaning, build_meaning
-from gateway.parts.shadow import build_shadow
+from gateway.parts.shadow import build_shadow, learner_of
 from gateway.parts.tenants import Tenancy, build_tenancy
 from gateway.reload import Reloader
 from gateway.settings import Traces
@@ -108,6 +118,8 @@ def assemble(
         log=log,
         policies=auto.policies.notes,
     )
+    desk = Desk(tenancy.keys, tenancy.limits, settings.server)
+    learners = {**meaning.learners(), "cascade": learner_of(shadow)}
     app = build_app(
         hot={
             path: Endpoint(edge, parse, remembering(parse))
@@ -119,6 +131,8 @@ def assemble(
         shapes={chat.PATH: ChatRequest, completions.PATH: CompletionRequest},
         routers=[
             models.router(catalog, tenancy.keys),
+            embeddings.router(desk, meaning.vectors()),
+            feedback.router(desk, learners),
             health.router(
                 drain,
                 {"models": backend.problem},

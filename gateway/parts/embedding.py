@@ -12,9 +12,23 @@ import asyncio
 import threading
 from collections.abc import Callable
 
-from cache.embed import Embedder, Encoder, OnnxEncoder, prepare
+from cache.embed import (
+    Embedder,
+    EmbedError,
+    Encoder,
+    NotReady,
+    OnnxEncoder,
+    TextForeign,
+    TextTooLong,
+    Vector,
+    prepare,
+)
+from gateway.api.embeddings import Away, Refused
 from gateway.observe.logs import Log
 from gateway.settings import SemanticCache
+
+PATIENCE_S = 60.0
+"""How long a caller of /v1/embeddings waits while the embedder is being made."""
 
 
 class Embedding:
@@ -56,6 +70,31 @@ class Embedding:
         if self._loading is not None:
             await self._loading
         self.embedder.close()
+
+
+class OwnVectors:
+    """The embedder as /v1/embeddings asks it (gateway/api/embeddings.py)."""
+
+    def __init__(self, embedding: Embedding) -> None:
+        self.name = embedding.name
+        self._embedding = embedding
+
+    async def ready(self) -> int:
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                return (await self._embedding.ready()).dimensions
+        except (TimeoutError, NotReady):
+            raise Away(self._embedding.embedder.problem) from None
+
+    async def embed(self, text: str, scope: str) -> tuple[Vector, int]:
+        embedder = self._embedding.embedder
+        try:
+            vector = await embedder.embed(text, scope)
+        except (TextTooLong, TextForeign) as error:
+            raise Refused(str(error)) from None
+        except EmbedError as error:
+            raise Away(str(error)) from None
+        return vector, embedder.encoder.tokens(text)
 
 
 def build_embedding(settings: SemanticCache, log: Log) -> Embedding:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from engine.contract import Answerer
+from gateway.api.embeddings import Vectors
+from gateway.api.feedback import Learner
 from gateway.observe.logs import Log
 from gateway.settings import Settings
 from gateway.tenants.roster import Roster
@@ -43,6 +45,18 @@ class Meaning:
             self.settings.semantic, self.roster, self.embedding, inner, self.log
         )
         return self.semantic.answerer
+
+    def vectors(self) -> Vectors | None:
+        """For /v1/embeddings."""
+        if self.embedding is None:
+            return None
+        from gateway.parts.embedding import OwnVectors  # noqa: PLC0415  optional packages
+
+        return OwnVectors(self.embedding)
+
+    def learners(self) -> dict[str, Learner]:
+        """For /v1/feedback."""
+        return {} if self.semantic is None else {"semantic": self.semantic.feedback}
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

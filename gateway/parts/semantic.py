@@ -20,6 +20,7 @@ from cache.verify_budget import Terms as Promise
 from cache.verify_model import shared_prior
 from cache.verify_others import Static, VCache
 from engine.contract import Answerer, Call, Trail
+from gateway.api.feedback import Remark
 from gateway.observe.logs import Log
 from gateway.parts.embedding import Embedding
 from gateway.settings import SemanticCache, Tenant
@@ -57,6 +58,15 @@ class SemanticLayer:
             self._log.warning("semantic cache off", why=str(error))
             return
         self._log.info("semantic cache ready", questions=questions)
+
+    async def feedback(self, remark: Remark) -> bool:
+        """A learner of /v1/feedback: about what was given lately, hits and first answers alike."""
+        return await self.answerer.feedback(
+            remark.answer_id,
+            remark.score,
+            tenant=remark.tenant,
+            correct=remark.correct_answer or None,
+        )
 
     async def stop(self) -> None:
         """After the last answer: what it taught is learnt, then the embedder may go."""

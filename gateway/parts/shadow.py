@@ -15,6 +15,7 @@ from cascade.routes.base import Route
 from cascade.routes.learned import Quality
 from cascade.shadow import Book, Sampling, Shadow, agreement
 from engine.contract import Call, Waste
+from gateway.api.feedback import Learner, Remark
 from gateway.backend import Backend
 from gateway.observe.ledger import NOTHING, Ledger, Record
 from gateway.observe.logs import Log
@@ -72,6 +73,20 @@ def build_shadow(
         book=booking(ledger),
         logprobs=backend.cards[cascade.small].logprobs,
     )
+
+
+def learner_of(shadow: Shadow) -> Learner:
+    """The cascade's side of /v1/feedback."""
+
+    async def learn(remark: Remark) -> bool:
+        return shadow.feedback(
+            remark.answer_id,
+            remark.score,
+            tenant=remark.tenant,
+            correct_answer=remark.correct_answer,
+        )
+
+    return learn
 
 
 def undecided(routes: Mapping[str, Route]) -> Callable[[Call], bool]:

@@ -37,3 +37,6 @@ class BagEncoder:
         if len(text.split()) > self.window:
             raise TextTooLong(f"{len(text.split())} tokens are over the window of {self.window}")
         return bag_vector(text, self.dimensions)
+
+    def tokens(self, text: str) -> int:
+        return len(text.split())

@@ -1,0 +1,74 @@
+"""POST /v1/feedback: what somebody says of an answer, told to everyone who can learn from it.
+
+The semantic cache learns whether a near answer was good enough, the cascade whether the small model
+was. Each remembers its last answers in memory, by tenant: nobody grades an answer that is not
+theirs, and nobody learns whether it exists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeAlias
+
+import msgspec
+from fastapi import APIRouter, Request
+
+from gateway.api.desk import Desk, body_of
+from gateway.errors import NoSuchPath
+from gateway.wire.parse import Decoder
+
+PATH = "/v1/feedback"
+PREFIXES = ("chatcmpl-", "cmpl-")
+"""What the wire puts before an id."""
+
+
+class FeedbackRequest(msgspec.Struct):
+    id: Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
+    """Of the answer, as it stands in it."""
+    score: Annotated[float, msgspec.Meta(ge=0, le=1)]
+    """0 is wrong, 1 is right."""
+    correct_answer: Annotated[str, msgspec.Meta(max_length=100_000)] = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Remark:
+    """`answer_id` without what the wire puts before it; `correct_answer` may be empty."""
+
+    answer_id: str
+    tenant: str
+    score: float
+    correct_answer: str = ""
+
+
+Learner: TypeAlias = Callable[[Remark], Awaitable[bool]]
+"""Whether the answer was still known to it, and its tenant's."""
+
+
+def router(desk: Desk, learners: Mapping[str, Learner]) -> APIRouter:
+    routes = APIRouter(tags=["answers"])
+    decoder = Decoder(FeedbackRequest)
+
+    @routes.post(PATH, summary="Say how good an answer was", openapi_extra=body_of(FeedbackRequest))
+    async def take_feedback(request: Request) -> dict[str, Any]:
+        async with desk.admitted(request) as tenant:
+            said = await desk.read(request, decoder)
+            remark = Remark(_own(said.id), tenant.name, said.score, said.correct_answer)
+            taught = [name for name, learn in learners.items() if await learn(remark)]
+        if not taught:
+            raise NoSuchPath(
+                f"Nothing can be learnt about answer {said.id!r}: it is not known here, or not any "
+                "more. Feedback is for semantic hits and for answers of `auto` where shadow_share "
+                "is set, soon after they were given.",
+                param="id",
+                code="no_such_answer",
+            )
+        return {"object": "feedback", "id": said.id, "taught": taught}
+
+    return routes
+
+
+def _own(answer_id: str) -> str:
+    for prefix in PREFIXES:
+        answer_id = answer_id.removeprefix(prefix)
+    return answer_id
