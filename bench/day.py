@@ -1,0 +1,313 @@
+"""A realistic day, replayed with every saving on and again with every saving off.
+
+    python -m bench.day FOLDER                          # about a quarter of an hour on two cores
+    python -m bench.day FOLDER --requests 400           # a short one
+    python -m bench.day FOLDER --picture docs/day.png
+
+FOLDER holds the data sets that bench/day_traffic.py names. Both days are the same visits at the
+same times, served by `sluice serve` with the bundled models. Off means: the large model answers
+all, no cache, no join, no cascade (the prefix tree stays: it cannot be turned off, and it saves no
+answer tokens).
+
+"Large tokens" are what the engine says it drew from the large model, audits, shadow runs and
+abandoned answers included, whoever they were for. What each technique avoided is read from the
+ledger (/metrics), too. Losses are paired, request by request, and come with 95 % bootstrap
+intervals over visits. An oracle is what its technique could have avoided on this traffic: every
+repeat, every question whose meaning was asked before, every task that the small model would have
+got right.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import hashlib
+import json
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
+
+from bench.day_report import Losses, Said, losses, oracles, reached
+from bench.day_traffic import MAX_TOKENS, SYSTEM, TENANTS, Visit, day
+from tests.support.program import Program, running
+
+CALLERS = 48
+"""At one time; who comes when they are all busy waits, as in a browser's queue."""
+ON = """
+[server]
+port = 0
+
+[logs]
+level = "warning"
+
+[cascade]
+policy = "quality"
+"""
+OFF = """
+[server]
+port = 0
+
+[logs]
+level = "warning"
+
+[cascade]
+policy = "fixed"
+
+[cache.exact]
+enabled = false
+
+[cache.semantic]
+enabled = false
+"""
+TENANT = """
+[[tenants]]
+name = "{name}"
+keys = ["{digest}"]
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Day:
+    """What one replay said, and what the program's own account says of it."""
+
+    said: list[Said]
+    large_tokens: float
+    small_tokens: float
+    tokens_avoided: Mapping[str, float]
+    """By technique, prompt and answer tokens together, as the ledger books them."""
+    usd: float
+    usd_avoided: float
+    usd_wasted: float
+    seconds: float
+
+
+# --------------------------------------------------------------------------- the replay
+
+
+def key_of(tenant: str) -> str:
+    return f"sk-day-{tenant}"
+
+
+def settings(base: str) -> str:
+    tenants = [
+        TENANT.format(name=name, digest=hashlib.sha256(key_of(name).encode()).hexdigest())
+        for name in TENANTS
+    ]
+    return base + "".join(tenants)
+
+
+async def _ask(client: httpx.AsyncClient, visit: Visit, messages: list[Any], model: str) -> Any:
+    body = {
+        "model": model,
+        "messages": messages,
+        "temperature": 0,
+        "max_tokens": MAX_TOKENS[visit.tenant],
+    }
+    headers = {"authorization": f"Bearer {key_of(visit.tenant)}"}
+    reply = await client.post("/v1/chat/completions", json=body, headers=headers)
+    reply.raise_for_status()
+    return reply
+
+
+async def _converse(
+    client: httpx.AsyncClient, number: int, visit: Visit, copy: int, model: str
+) -> list[Said]:
+    """All turns of a visit, each with what was said before it."""
+    system = SYSTEM[visit.tenant]
+    messages = [{"role": "system", "content": system}] if system else []
+    said = []
+    for turn, text in enumerate(visit.turns):
+        messages.append({"role": "user", "content": text})
+        started = time.perf_counter()
+        reply = await _ask(client, visit, messages, model)
+        seconds = time.perf_counter() - started
+        answer = reply.json()["choices"][0]["message"]["content"]
+        tokens = reply.json()["usage"]["completion_tokens"]
+        origin = reply.headers["sluice-origin"]
+        said.append(Said(number, turn, copy, answer, origin, tokens, seconds))
+        messages.append({"role": "assistant", "content": answer})
+    return said
+
+
+async def _replay(base_url: str, visits: Sequence[Visit], model: str) -> list[Said]:
+    free = asyncio.Semaphore(CALLERS)
+    started = time.perf_counter()
+    limits = httpx.Limits(max_connections=CALLERS)
+
+    async with httpx.AsyncClient(base_url=base_url, timeout=600, limits=limits) as client:
+
+        async def come(number: int, visit: Visit, copy: int) -> list[Said]:
+            await asyncio.sleep(max(0.0, visit.at - (time.perf_counter() - started)))
+            async with free:
+                return await _converse(client, number, visit, copy, model)
+
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(come(number, visit, copy))
+                for number, visit in enumerate(visits)
+                for copy in range(visit.copies)
+            ]
+    return [said for task in tasks for said in task.result()]
+
+
+def live(base: str, visits: Sequence[Visit], model: str) -> Day:
+    """One day in a program of its own, from an empty state."""
+    with tempfile.TemporaryDirectory() as home, running(Path(home), settings(base)) as program:
+        started = time.perf_counter()
+        said = asyncio.run(_replay(program.base_url, visits, model))
+        seconds = time.perf_counter() - started
+        program.wait_idle()
+        return _account(said, seconds, _scrape(program))
+
+
+def _scrape(program: Program) -> Callable[..., float]:
+    families = list(text_string_to_metric_families(program.get("/metrics").body.decode()))
+    samples = [sample for family in families for sample in family.samples]
+
+    def total(name: str, **labels: str) -> float:
+        return sum(
+            sample.value
+            for sample in samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        )
+
+    return total
+
+
+def _account(said: list[Said], seconds: float, total: Callable[..., float]) -> Day:
+    techniques = ("exact", "join", "semantic", "cascade", "prefix")
+    return Day(
+        said=said,
+        large_tokens=total("sluice_engine_tokens_total", model="large", kind="completion"),
+        small_tokens=total("sluice_engine_tokens_total", model="small", kind="completion"),
+        tokens_avoided={by: total("sluice_tokens_avoided_total", by=by) for by in techniques},
+        usd=total("sluice_cost_usd_total"),
+        usd_avoided=total("sluice_cost_avoided_usd_total"),
+        usd_wasted=total("sluice_cost_wasted_usd_total"),
+        seconds=seconds,
+    )
+
+
+def answers_of_small(visits: Sequence[Visit]) -> dict[str, str]:
+    """What the small model alone says to every task: question → answer. For the oracle."""
+    tasks = {visit.turns[0]: visit for visit in visits if visit.answer is not None}
+    alone = [Visit(0.0, one.tenant, one.turns, answer=one.answer) for one in tasks.values()]
+    said = live(OFF, alone, "small").said
+    return {alone[one.visit].turns[0]: one.text for one in said}
+
+
+# --------------------------------------------------------------------------- the tables
+
+
+def show(visits: Sequence[Visit], on: Day, off: Day, small: Mapping[str, str]) -> dict[str, Any]:
+    """Print the tables; the same as values for JSON."""
+    avoided, could = reached(on.said, off.said), oracles(visits, off.said, small)
+    lost = losses(visits, on.said, off.said)
+    _show_whole(on, off)
+    _show_techniques(avoided, could, on, off)
+    _show_losses(lost)
+    days = {
+        name: {key: value for key, value in asdict(one).items() if key != "said"}
+        for name, one in (("on", on), ("off", off))
+    }
+    return {"days": days, "avoided": avoided, "oracles": could, "losses": asdict(lost)}
+
+
+def _show_whole(on: Day, off: Day) -> None:
+    ratio = off.large_tokens / on.large_tokens if on.large_tokens else float("inf")
+    saved = 1 - (on.usd + on.usd_wasted) / off.usd
+    print(
+        f"\n{len(on.said):,} answers; every saving off {off.seconds:.0f} s, on {on.seconds:.0f} s\n"
+    )
+    print("| | off | on | |")
+    print("| --- | --- | --- | --- |")
+    print(f"| large-model answer tokens | {off.large_tokens:,.0f} | {on.large_tokens:,.0f} "
+          f"| {ratio:.1f} × fewer |")  # fmt: skip
+    print(f"| small-model answer tokens | {off.small_tokens:,.0f} | {on.small_tokens:,.0f} | |")
+    print(f"| USD, waste included | {off.usd + off.usd_wasted:.4f} "
+          f"| {on.usd + on.usd_wasted:.4f} | {saved:.0%} less |")  # fmt: skip
+
+
+def _show_techniques(
+    avoided: Mapping[str, int], could: Mapping[str, int], on: Day, off: Day
+) -> None:
+    all_tokens = sum(said.completion_tokens for said in off.said)
+    got = {
+        "exact + join": avoided["exact"] + avoided["join"],
+        "semantic": avoided["semantic"],
+        "cascade": avoided["cascade"],
+    }
+    print(
+        "\n| technique | large answer tokens avoided | of all | its oracle | ledger, prompt too |"
+    )
+    print("| --- | --- | --- | --- | --- |")
+    for name, tokens in got.items():
+        booked = sum(on.tokens_avoided[part] for part in name.split(" + "))
+        print(f"| {name} | {tokens:,} | {tokens / all_tokens:.1%} "
+              f"| {could[name]:,} ({could[name] / all_tokens:.1%}) | {booked:,.0f} |")  # fmt: skip
+    print(f"| prefix tree | | | | {on.tokens_avoided['prefix']:,.0f} |")
+
+
+def _show_losses(lost: Losses) -> None:
+    print("\n| what can be checked | |")
+    print("| --- | --- |")
+    print(f"| graded tasks right, savings off | {lost.tasks_off} |")
+    print(f"| graded tasks right, savings on | {lost.tasks_on} |")
+    print(f"| points lost on tasks | {lost.tasks_lost} |")
+    print(f"| semantic hits that were wrong, of hits | {lost.wrong_of_hits} |")
+    print(f"| the same, of all questions | {lost.wrong_of_questions} |")
+    print(f"| points lost over all that can be checked | {lost.lost} |")
+
+
+def draw(result: Mapping[str, Any], path: Path) -> None:
+    """One bar: where the answer tokens of the day without savings went."""
+    from matplotlib.figure import Figure  # an extra, for this picture only
+
+    parts = dict(result["avoided"])
+    whole = result["days"]["off"]["large_tokens"]
+    parts["large model"] = max(0.0, whole - sum(parts.values()))
+    figure = Figure(figsize=(9, 1.9), dpi=110, layout="constrained")
+    axes = figure.subplots()
+    colours = ("#0072b2", "#56b4e9", "#009e73", "#e69f00", "#bbbbbb")
+    left = 0.0
+    for (name, tokens), colour in zip(parts.items(), colours, strict=True):
+        width = 100 * tokens / whole
+        axes.barh(0, width, left=left, color=colour, label=f"{name} {width:.0f} %")
+        left += width
+    axes.set_xlim(0, 100)
+    axes.set_yticks([])
+    axes.set_xlabel("answer tokens of the day, % of what the large model generated without savings")
+    axes.legend(ncols=5, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
+    figure.savefig(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("data", type=Path, help="the folder of the data sets")
+    parser.add_argument("--requests", type=int, default=4000)
+    parser.add_argument("--minutes", type=float, default=4.0, help="length of the replayed day")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--picture", type=Path, help="where to draw it (PNG)")
+    options = parser.parse_args()
+    visits = day(options.data, options.requests, options.minutes * 60, options.seed)
+    on = live(ON, visits, "auto")
+    off = live(OFF, visits, "large")
+    result = show(visits, on, off, answers_of_small(visits))
+    results = Path(__file__).parent / "results"
+    results.mkdir(exist_ok=True)
+    (results / "day.json").write_text(json.dumps(result, indent=1))
+    if options.picture:
+        options.picture.parent.mkdir(parents=True, exist_ok=True)
+        draw(result, options.picture)
+
+
+if __name__ == "__main__":
+    main()
