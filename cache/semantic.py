@@ -175,8 +175,13 @@ class Semantic:
         """Why this request is left alone, before anything is spent on it."""
         if trail.directives.no_store:
             return CacheStatus("semantic", forward="request")
-        reason = why_not(call, terms) or self._embedder.problem or self._spaces.problem
+        reason = why_not(call, terms) or self.problem
         return _bypass(reason) if reason else None
+
+    @property
+    def problem(self) -> str:
+        """Why nothing is given or learnt now; empty where it is."""
+        return self._embedder.problem or self._spaces.problem
 
     def _judge(  # noqa: PLR0917
         self, space: Space, question: str, vector: Vector, call: Call, terms: Terms, trail: Trail

@@ -19,6 +19,7 @@ from cache.join import Join
 from cache.store.base import Store
 from engine.contract import Answerer
 from gateway.api import (
+    admin_caches,
     admin_decisions,
     admin_usage,
     chat,
@@ -152,6 +153,7 @@ def assemble(
                 shadow,
                 tenancy.gate,
             ),
+            admin_caches.router(cache.store, meaning.semantic, tenancy.gate),
             *tenancy.routers,
             admin_usage.router(keeper, tenancy.gate),
         ],

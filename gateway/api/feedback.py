@@ -53,7 +53,7 @@ def router(desk: Desk, learners: Mapping[str, Learner]) -> APIRouter:
     async def take_feedback(request: Request) -> dict[str, Any]:
         async with desk.admitted(request) as tenant:
             said = await desk.read(request, decoder)
-            remark = Remark(_own(said.id), tenant.name, said.score, said.correct_answer)
+            remark = Remark(own_id(said.id), tenant.name, said.score, said.correct_answer)
             taught = [name for name, learn in learners.items() if await learn(remark)]
         if not taught:
             raise NoSuchPath(
@@ -68,7 +68,8 @@ def router(desk: Desk, learners: Mapping[str, Learner]) -> APIRouter:
     return routes
 
 
-def _own(answer_id: str) -> str:
+def own_id(answer_id: str) -> str:
+    """An answer's id without what the wire puts before it."""
     for prefix in PREFIXES:
         answer_id = answer_id.removeprefix(prefix)
     return answer_id

@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from cache.archive_sqlite import SqliteArchive
+from cache.entry import SpaceState
 from cache.keeper import Keeper
 from cache.namespace import Terms, volatile_pattern
 from cache.quota import Bounds
@@ -20,6 +21,7 @@ from cache.verify_budget import Terms as Promise
 from cache.verify_model import shared_prior
 from cache.verify_others import Static, VCache
 from engine.contract import Answerer, Call, Trail
+from gateway.api.admin_caches import Mark
 from gateway.api.feedback import Remark
 from gateway.observe.logs import Log
 from gateway.parts.embedding import Embedding
@@ -66,6 +68,19 @@ class SemanticLayer:
             remark.score,
             tenant=remark.tenant,
             correct=remark.correct_answer or None,
+        )
+
+    @property
+    def problem(self) -> str:
+        return self.answerer.problem
+
+    def state(self) -> list[SpaceState]:
+        return self.answerer.state()
+
+    async def erase(self, mark: Mark, answer: str | None) -> int:
+        """For /admin/caches. Raises StoreFault."""
+        return await self.answerer.purge(
+            scope=mark.scope, model=mark.model, tag=mark.tag, owner=mark.owner, answer=answer
         )
 
     async def stop(self) -> None:
