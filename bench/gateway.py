@@ -164,8 +164,8 @@ def measure(server: str, pid: int, what: str, stream: bool, connections: int, se
     )
 
 
-def started(server: str, port: int) -> subprocess.Popen[bytes]:
-    command = ["taskset", "-c", "0", sys.executable, "-m", SERVERS[server], str(port)]
+def started(command: Sequence[str], port: int) -> subprocess.Popen[bytes]:
+    """The server process, once it answers."""
     process = subprocess.Popen(command, cwd=ROOT)
     url = f"http://127.0.0.1:{port}/healthz"
     for _ in range(200):
@@ -178,13 +178,14 @@ def started(server: str, port: int) -> subprocess.Popen[bytes]:
             continue
         return process
     process.kill()
-    raise SystemExit(f"{server} did not start")
+    raise SystemExit(f"{' '.join(command)} did not start")
 
 
 def run(servers: Sequence[str], whats: Sequence[str], seconds: int, port: int) -> list[Cell]:
     cells = []
     for server in servers:
-        process = started(server, port)
+        command = [sys.executable, "-m", SERVERS[server], str(port)]
+        process = started(["taskset", "-c", "0", *command], port)
         try:
             for what in whats if server == "sluice" else ("hit",):
                 for stream in (False, True):

@@ -2,9 +2,15 @@
 
     python -m bench.upstream [--seconds 5]
 
-The mock (its own process) says a canned answer of 35 events at once to any POST. Measured is
-cascade/remote.py alone, as the gateway calls it, at 1 and 32 calls in flight, over both transports:
-request built, sent, every event parsed, on uvloop. The mock takes another core.
+The mock (its own process, on core 1) says a canned answer to any POST: 35 events at once, or one.
+Measured, each on core 0:
+
+    remote    cascade/remote.py alone, as the gateway calls it, over both transports: request
+              built, sent, every event parsed, on uvloop
+    gateway   the whole program, every layer on (`no-store`, so that nothing is served from a
+              cache), asked by wrk (on core 1, with the mock): one process, so a rate per core
+
+The mock asked by wrk directly is the reference that the gateway's rate is a share of, in one run.
 """
 
 from __future__ import annotations
@@ -13,27 +19,32 @@ import argparse
 import asyncio
 import json
 import multiprocessing
+import os
 import random
 import resource
+import signal
 import socket
+import sys
 import time
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import httpx
 import uvloop
 
+from bench.gateway import cpu_seconds, load, started
 from cascade.address import Addresses
 from cascade.guard import Backoff, Breaker
 from cascade.remote import Remote, Upstream
 from cascade.transport import open_transport
 from engine.contract import Call, Message, Part, Trail
 
-EVENTS = 35
+Row = dict[str, Any]
+EVENTS = {"long": 35, "short": 1}
 ASK = Call("chat", "far", "t", messages=(Message("user", (Part("text", "Hi" * 200),)),))
 
 
-def canned() -> bytes:
+def canned(events: int) -> bytes:
     pieces = [
         {
             "id": "chatcmpl-1",
@@ -44,13 +55,13 @@ def canned() -> bytes:
                 {
                     "index": 0,
                     "delta": {"content": " word"},
-                    "finish_reason": "stop" if at == EVENTS - 1 else None,
+                    "finish_reason": "stop" if at == events - 1 else None,
                 }
             ],
         }
-        for at in range(EVENTS)
+        for at in range(events)
     ]
-    pieces.append({"choices": [], "usage": {"prompt_tokens": 100, "completion_tokens": EVENTS}})
+    pieces.append({"choices": [], "usage": {"prompt_tokens": 100, "completion_tokens": events}})
     data = b"".join(b"data: " + json.dumps(piece).encode() + b"\n\n" for piece in pieces)
     data += b"data: [DONE]\n\n"
     head = (
@@ -60,23 +71,28 @@ def canned() -> bytes:
 
 
 class Mock(asyncio.Protocol):
-    reply = canned()
+    """Bodies hold no blank line: a request is complete at its closing brace."""
+
+    def __init__(self, reply: bytes) -> None:
+        self.reply = reply
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport, self.rest = cast(asyncio.Transport, transport), b""
 
     def data_received(self, data: bytes) -> None:
-        """Bodies hold no blank line: a request is complete at its closing brace."""
         self.rest += data
         if self.rest.endswith(b"}"):
             self.rest = b""
             self.transport.write(self.reply)
 
 
-def serve(listening: socket.socket) -> None:
+def serve(listening: socket.socket, events: int) -> None:
+    os.sched_setaffinity(0, {1})
+
     async def run() -> None:
         loop = asyncio.get_running_loop()
-        server = await loop.create_server(Mock, sock=listening)
+        reply = canned(events)
+        server = await loop.create_server(lambda: Mock(reply), sock=listening)
         await server.serve_forever()
 
     uvloop.run(run())
@@ -107,8 +123,8 @@ async def drive(remote: Remote, width: int, seconds: float) -> dict[str, float]:
     }
 
 
-async def measure(port: int, seconds: float) -> list[dict[str, object]]:
-    rows = []
+async def alone(port: int, answer: str, seconds: float) -> list[Row]:
+    rows: list[Row] = []
     for name in ("aiohttp", "httpx"):
         transport: httpx.AsyncBaseTransport = open_transport(http2=name == "httpx")
         remote = Remote(
@@ -119,23 +135,91 @@ async def measure(port: int, seconds: float) -> list[dict[str, object]]:
             backoff=Backoff(random.Random(0)),
         )
         for width in (1, 32):
-            row = {"transport": name, "in flight": width, **await drive(remote, width, seconds)}
-            rows.append(row)
-            print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
+            row = {"what": f"remote, {name}", "answer": answer, "in flight": width}
+            rows.append(row | await drive(remote, width, seconds))
+            print(line_of(rows[-1]), flush=True)
         await transport.aclose()
     return rows
+
+
+def asked_by_wrk(what: str, answer: str, port: int, seconds: float, pid: int = 0) -> list[Row]:
+    rows: list[Row] = []
+    for stream in (False, True):
+        for width in (1, 32):
+            load("pass", stream, width, 1, port)
+            before = cpu_seconds(pid) if pid else 0.0
+            requests, micros, p50, p99, errors = load("pass", stream, width, round(seconds), port)
+            row: Row = {
+                "what": f"{what}, {'stream' if stream else 'JSON'}",
+                "answer": answer,
+                "in flight": width,
+                "rps": round(requests / (micros / 1e6)),
+                "p50_ms": p50 / 1e3,
+                "p99_ms": p99 / 1e3,
+                "errors": errors,
+            }
+            if pid:
+                row["cpu_ms"] = round((cpu_seconds(pid) - before) / max(1, requests) * 1e3, 3)
+            rows.append(row)
+            print(line_of(row), flush=True)
+    return rows
+
+
+def line_of(row: Row) -> str:
+    return "  ".join(f"{key} {value}" for key, value in row.items())
+
+
+def gateway(mock_port: int, answer: str, seconds: float) -> list[Row]:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "bench.upstream_server", str(port), str(mock_port)]
+    process = started(["taskset", "-c", "0", *command], port)
+    try:
+        return asked_by_wrk("gateway", answer, port, seconds, process.pid)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(10)
+
+
+def measure(answer: str, seconds: float) -> list[Row]:
+    listening = socket.create_server(("127.0.0.1", 0), backlog=256)
+    port = listening.getsockname()[1]
+    mock = multiprocessing.Process(target=serve, args=(listening, EVENTS[answer]), daemon=True)
+    mock.start()
+    try:
+        rows = uvloop.run(alone(port, answer, seconds))
+        rows += asked_by_wrk("mock itself", answer, port, seconds)
+        return rows + gateway(port, answer, seconds)
+    finally:
+        mock.kill()
+
+
+def verdict(rows: list[Row]) -> list[str]:
+    told = []
+    for answer in EVENTS:
+        rates = {row["what"]: row["rps"] for row in rows
+                 if (row["answer"], row["in flight"]) == (answer, 32)}  # fmt: skip
+        for shape in ("JSON", "stream"):
+            through, direct = rates[f"gateway, {shape}"], rates[f"mock itself, {shape}"]
+            told.append(
+                f"{answer} answers, {shape}: {through} rps a core through the gateway (goal 1500), "
+                f"{through / direct:.3f} of the mock itself"
+            )
+    return told
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--answer", choices=EVENTS, help="one kind of answer")
     parser.add_argument("--out", type=Path, default=Path("bench/results/upstream.json"))
     arguments = parser.parse_args()
-    listening = socket.create_server(("127.0.0.1", 0), backlog=256)
-    mock = multiprocessing.Process(target=serve, args=(listening,), daemon=True)
-    mock.start()
-    rows = uvloop.run(measure(listening.getsockname()[1], arguments.seconds))
-    mock.kill()
+    os.sched_setaffinity(0, {0})
+    rows: list[Row] = []
+    for answer in [arguments.answer] if arguments.answer else EVENTS:
+        rows += measure(answer, arguments.seconds)
+    if not arguments.answer:
+        print(*verdict(rows), sep="\n")
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(rows, indent=1), encoding="utf-8")
 

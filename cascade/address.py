@@ -6,7 +6,8 @@ name is resolved here, every address that it has is checked, and the request goe
 address with the name in Host and SNI: a name that resolves differently a moment later (rebinding)
 gains nothing.
 
-Price: one look-up per name and half minute. Literal addresses are checked once.
+Price: one look-up per name and half minute. Literal addresses are checked once, and the URL of each
+path is put together once for each address (it took a seventh of the time of a request).
 """
 
 from __future__ import annotations
@@ -63,19 +64,26 @@ class Addresses:
         self._clock = clock
         self._ttl_s = ttl_s
         self._known: tuple[float, str] | None = None
-        if _is_literal(self._url.host):
+        self._places: dict[str, tuple[str, Place]] = {}
+        self._literal = _is_literal(self._url.host)
+        if self._literal:
             self._check(self._url.host)
 
     async def place(self, path: str) -> Place:
         """Raises AddressRefused, or OSError when the name does not resolve."""
-        url = self._url.copy_with(path=self._url.path.rstrip("/") + path)
-        host = self._url.netloc.decode("ascii")
         address = await self._address()
-        return Place(url.copy_with(host=address), host, self._url.host)
+        known = self._places.get(path)
+        if known is None or known[0] != address:
+            known = self._places[path] = (address, self._placed(path, address))
+        return known[1]
+
+    def _placed(self, path: str, address: str) -> Place:
+        url = self._url.copy_with(path=self._url.path.rstrip("/") + path, host=address)
+        return Place(url, self._url.netloc.decode("ascii"), self._url.host)
 
     async def _address(self) -> str:
         host = self._url.host
-        if _is_literal(host):
+        if self._literal:
             return host
         now = self._clock()
         if self._known is not None and now < self._known[0]:

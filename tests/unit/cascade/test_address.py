@@ -78,3 +78,12 @@ async def test_an_ipv6_address_is_written_in_brackets() -> None:
     place = await Addresses("https://six.example.org", resolve=Names(["2606:4700::1"])).place("/x")
     assert place.url.host == "2606:4700::1"
     assert str(place.url) == "https://[2606:4700::1]/x"
+
+
+async def test_each_path_has_its_own_url_and_follows_the_name_to_another_address() -> None:
+    names, clock = Names(["1.2.3.4"], ["1.2.3.5"]), FakeClock()
+    addresses = Addresses("http://moves.example.org/v1", resolve=names, clock=clock)
+    urls = [str((await addresses.place(path)).url) for path in ("/a", "/b", "/a")]
+    assert urls == ["http://1.2.3.4/v1/a", "http://1.2.3.4/v1/b", "http://1.2.3.4/v1/a"]
+    clock.now += 31
+    assert str((await addresses.place("/a")).url) == "http://1.2.3.5/v1/a"
