@@ -1,13 +1,15 @@
 """A realistic day, replayed with every saving on and again with every saving off.
 
-    python -m bench.day FOLDER                          # about a quarter of an hour on two cores
+    python -m bench.day FOLDER                          # about half an hour on two cores
     python -m bench.day FOLDER --requests 400           # a short one
+    python -m bench.day FOLDER --days 3                 # the third day, after two of its kind
     python -m bench.day FOLDER --picture docs/day.png
 
 FOLDER holds the data sets that bench/day_traffic.py names. Both days are the same visits at the
 same times, served by `sluice serve` with the bundled models. Off means: the large model answers
 all, no cache, no join, no cascade (the prefix tree stays: it cannot be turned off, and it saves no
-answer tokens).
+answer tokens). A first day starts from nothing: no cached answer, no label of the semantic cache.
+What came before a later day is served, too, and not counted.
 
 "Large tokens" are what the engine says it drew from the large model, audits, shadow runs and
 abandoned answers included, whoever they were for. What each technique avoided is read from the
@@ -34,7 +36,7 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from bench.day_report import Losses, Said, losses, oracles, reached
-from bench.day_traffic import MAX_TOKENS, SYSTEM, TENANTS, Visit, day
+from bench.day_traffic import MAX_TOKENS, SYSTEM, TENANTS, Visit, days_of
 from tests.support.program import Program, running
 
 CALLERS = 48
@@ -48,6 +50,9 @@ level = "warning"
 
 [cascade]
 policy = "quality"
+
+[cache.semantic]
+embedder_dir = "{embedders}"
 """
 OFF = """
 [server]
@@ -95,11 +100,12 @@ def key_of(tenant: str) -> str:
 
 
 def settings(base: str) -> str:
+    embedders = Path(".cache/embedders").absolute()  # made once, not in every day's first minute
     tenants = [
         TENANT.format(name=name, digest=hashlib.sha256(key_of(name).encode()).hexdigest())
         for name in TENANTS
     ]
-    return base + "".join(tenants)
+    return base.replace("{embedders}", str(embedders)) + "".join(tenants)
 
 
 async def _ask(client: httpx.AsyncClient, visit: Visit, messages: list[Any], model: str) -> Any:
@@ -156,14 +162,22 @@ async def _replay(base_url: str, visits: Sequence[Visit], model: str) -> list[Sa
     return [said for task in tasks for said in task.result()]
 
 
-def live(base: str, visits: Sequence[Visit], model: str) -> Day:
-    """One day in a program of its own, from an empty state."""
+def live(base: str, visits: Sequence[Visit], model: str, earlier: Sequence[Visit] = ()) -> Day:
+    """One day in a program of its own, from an empty state but for the days before it."""
     with tempfile.TemporaryDirectory() as home, running(Path(home), settings(base)) as program:
+        asyncio.run(_replay(program.base_url, earlier, model))
+        program.wait_idle()
+        before = _scrape(program)
         started = time.perf_counter()
         said = asyncio.run(_replay(program.base_url, visits, model))
         seconds = time.perf_counter() - started
         program.wait_idle()
-        return _account(said, seconds, _scrape(program))
+        after = _scrape(program)
+
+        def total(name: str, **labels: str) -> float:
+            return after(name, **labels) - before(name, **labels)
+
+        return _account(said, seconds, total)
 
 
 def _scrape(program: Program) -> Callable[..., float]:
@@ -294,11 +308,13 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="the folder of the data sets")
     parser.add_argument("--requests", type=int, default=4000)
     parser.add_argument("--minutes", type=float, default=4.0, help="length of the replayed day")
+    parser.add_argument("--days", type=int, default=1, help="the last of how many")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--picture", type=Path, help="where to draw it (PNG)")
     options = parser.parse_args()
-    visits = day(options.data, options.requests, options.minutes * 60, options.seed)
-    on = live(ON, visits, "auto")
+    days = days_of(options.data, options.days, options.requests, options.minutes * 60, options.seed)
+    visits = days[-1]
+    on = live(ON, visits, "auto", earlier=[visit for day in days[:-1] for visit in day])
     off = live(OFF, visits, "large")
     result = show(visits, on, off, answers_of_small(visits))
     results = Path(__file__).parent / "results"

@@ -24,7 +24,7 @@ import csv
 import json
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -72,8 +72,9 @@ class Visit:
     level: int = 0
 
 
-def day(data: Path, requests: int, length_s: float, seed: int) -> list[Visit]:
-    """About `requests` requests over `length_s` seconds, in order of arrival."""
+def days_of(data: Path, days: int, requests: int, length_s: float, seed: int) -> list[list[Visit]]:
+    """Days of about `requests` requests over `length_s` seconds, in order of arrival. What is
+    popular on one is popular on the others."""
     rng = random.Random(seed)
     singles = requests - BURSTS * BURST_SIZE
     draws: dict[str, Callable[[], Visit]] = {
@@ -82,6 +83,16 @@ def day(data: Path, requests: int, length_s: float, seed: int) -> list[Visit]:
         "tutor": _pupil(rng, tasks=max(1, int(singles * SHARES["tutor"] / 2))),
         "chat": _talker(data, rng),
     }
+    return [_day(draws, data, singles, length_s, rng) for _ in range(days)]
+
+
+def _day(
+    draws: dict[str, Callable[[], Visit]],
+    data: Path,
+    singles: int,
+    length_s: float,
+    rng: random.Random,
+) -> list[Visit]:
     visits: list[Visit] = []
     asked = 0
     while asked < singles:
@@ -89,16 +100,10 @@ def day(data: Path, requests: int, length_s: float, seed: int) -> list[Visit]:
         visits.append(visit)
         asked += len(visit.turns)
     pages = [draws["support"]() for _ in range(BURSTS)]
-    visits += [Visit(0.0, p.tenant, p.turns, BURST_SIZE, p.meaning) for p in pages]
+    visits += [replace(page, copies=BURST_SIZE) for page in pages]
     rng.shuffle(visits)
     times = _arrivals(data, len(visits), length_s, rng)
-    return [_at(visit, time) for visit, time in zip(visits, times, strict=True)]
-
-
-def _at(visit: Visit, at: float) -> Visit:
-    return Visit(
-        at, visit.tenant, visit.turns, visit.copies, visit.meaning, visit.answer, visit.level
-    )
+    return [replace(visit, at=time) for visit, time in zip(visits, times, strict=True)]
 
 
 def zipf(items: Sequence[T], exponent: float, rng: random.Random) -> Iterator[T]:
