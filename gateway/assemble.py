@@ -106,7 +106,7 @@ def assemble(
     answerer, stop_tracing = _traced(settings.traces, told)
     drain = Drain(settings.server.max_inflight, settings.server.shutdown_grace_s)
     pulse = Pulse(backend.states)
-    metrics = Metrics(rollup, backend.states, lambda: drain.inflight)
+    metrics = Metrics(rollup, backend.states, lambda: drain.inflight, meaning.metrics())
     edge = Edge(
         server=settings.server,
         keys=tenancy.keys,

@@ -44,10 +44,18 @@ EngineStates = Callable[[], Mapping[str, EngineState]]
 class Metrics:
     """Renders /metrics. Holds a registry of its own: nothing global, nothing of other libraries."""
 
-    def __init__(self, rollup: RollUp, engine: EngineStates, inflight: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        rollup: RollUp,
+        engine: EngineStates,
+        inflight: Callable[[], int],
+        more: Iterable[Collector] = (),
+    ) -> None:
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(_Account(rollup))
         self._registry.register(_Now(engine, inflight))
+        for collector in more:
+            self._registry.register(collector)
 
     def render(self) -> bytes:
         return generate_latest(self._registry)

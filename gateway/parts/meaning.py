@@ -11,6 +11,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from prometheus_client.registry import Collector
+
 from engine.contract import Answerer
 from gateway.api.embeddings import Vectors
 from gateway.api.feedback import Learner
@@ -57,6 +59,13 @@ class Meaning:
     def learners(self) -> dict[str, Learner]:
         """For /v1/feedback."""
         return {} if self.semantic is None else {"semantic": self.semantic.feedback}
+
+    def metrics(self) -> list[Collector]:
+        if self.semantic is None:
+            return []
+        from gateway.observe.semantic_metrics import SemanticNow  # noqa: PLC0415  its packages
+
+        return [SemanticNow(self.semantic.state)]
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

@@ -382,6 +382,7 @@ async def test_caches_are_shown_without_a_question_or_an_answer() -> None:
             await ask(running, text)
         shown = await running.client.get("/admin/caches")
         other = await running.client.get("/admin/caches", params={"scope": "tenant:bob"})
+        metrics = (await running.client.get("/metrics")).text
     told = shown.json()
     assert told["exact"]["entries"] == 2
     assert (told["semantic"]["problem"], told["semantic"]["namespaces"]) == ("", 1)
@@ -391,6 +392,8 @@ async def test_caches_are_shown_without_a_question_or_an_answer() -> None:
     assert space["promise"]["spent"] == 0
     assert space["promise"]["reason"]
     assert "password" not in shown.text
+    assert 'sluice_semantic_error_budget{kind="allowed",tenant="alice"} 0.04' in metrics
+    assert 'sluice_semantic_namespaces{state="closed",tenant="alice"} 1.0' in metrics
     assert other.json()["semantic"]["namespaces"] == 0
 
 

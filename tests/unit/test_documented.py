@@ -6,12 +6,14 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from cache.entry import SpaceState
 from gateway.api.exchange import READ
 from gateway.catalog import ModelCard
 from gateway.cli import explained
 from gateway.observe.ledger import Ledger
 from gateway.observe.metrics import EngineState, Metrics
 from gateway.observe.rollup import Prices, RollUp
+from gateway.observe.semantic_metrics import SemanticNow
 from gateway.settings import Settings, bundled_models
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,7 +47,10 @@ def test_every_metric_is_documented() -> None:
     card = ModelCard("m", "", 1, 0.0, 0.0, 0)
     rollup = RollUp(Ledger(), Prices([card], card))
     metrics = Metrics(
-        rollup, lambda: {"m": EngineState(pages={"free": 1}, computed={"prompt": 1})}, lambda: 0
+        rollup,
+        lambda: {"m": EngineState(pages={"free": 1}, computed={"prompt": 1})},
+        lambda: 0,
+        [SemanticNow(lambda: [SpaceState("n", "tenant:t", "m", 1, 1, 1, {"equal": 1}, None)])],
     )
     families = text_string_to_metric_families(metrics.render().decode())
     names = [f.name + ("_total" if f.type == "counter" else "") for f in families]
