@@ -37,6 +37,8 @@ NANO = 1_000_000_000
 SLICES = 50
 """A slice is this part of a budget, or what a request needs."""
 IDLE_S = 5.0
+ROOMY = 12
+"""While a quarter of a budget is free, a slice may lie idle so many times longer."""
 TEND_S = 1.0
 REFUSED_S = 0.2
 AWAY_S = 1.0
@@ -71,6 +73,8 @@ class Pot:
     free: int = 0
     debt: int = 0
     reserved: int = 0
+    used: int = 0
+    """By all gateways, as the store last said."""
     touched: float = 0.0
     turn: int = 0
     asked: Move | None = None
@@ -177,7 +181,8 @@ class Budgets:
     async def tend_once(self, idle_s: float) -> None:
         now = self._clock()
         for pot in [*self._pots.values(), *self._ended]:
-            idle = now - pot.touched >= idle_s or pot in self._ended
+            patience_s = idle_s if 4 * pot.used > 3 * pot.account.limit else ROOMY * idle_s
+            idle = now - pot.touched >= patience_s or pot in self._ended
             if (pot.debt or (idle and pot.free) or pot.asked) and not self._is_away():
                 await self._tend(pot, idle=idle)
         self._ended = [pot for pot in self._ended if pot.reserved or pot.free or pot.debt]
@@ -197,9 +202,11 @@ class Budgets:
 
     def _pot(self, tenant: str, period: Period, limit: int) -> Pot:
         """The pot of the period that is now."""
-        name, ends_at = period_at(self._wall(), period)
+        pot, now = self._pots.get((tenant, period)), self._wall()
+        if pot is not None and pot.account.limit == limit and now < pot.account.ends_at:
+            return pot
+        name, ends_at = period_at(now, period)
         account = Account(f"{tenant}:{name}", limit, ends_at)
-        pot = self._pots.get((tenant, period))
         if pot is not None and pot.account.name == account.name:
             pot.account = account
             return pot
@@ -293,7 +300,7 @@ class Budgets:
         if self._fault:
             self._log.info("budget store is back")
         self._fault = False
-        pot.asked = None
+        pot.asked, pot.used = None, moved.used
         pot.put(moved.granted)
         return moved
 

@@ -184,13 +184,16 @@ class _Bill:
 
     def see(self, event: Event) -> None:
         """Called before the event is handed on, so that no `End` is seen by a caller unpaid."""
-        if isinstance(event, Start):
-            self._model, self._origin = event.model, event.origin
-        elif isinstance(event, Delta | Burst):
+        if isinstance(event, Delta):
             self._begun = True
-            self._produced += sum(_tokens_in(one) for one in unroll(event))
+            self._produced += len(event.token_ids) or _tokens_in(event.payload)
+        elif isinstance(event, Start):
+            self._model, self._origin = event.model, event.origin
         elif isinstance(event, End):
             self._book(event.usage)
+        elif isinstance(event, Burst):
+            for one in unroll(event):
+                self.see(one)
 
     def nothing(self) -> None:
         """It was refused before anything was computed."""
@@ -220,10 +223,6 @@ def _computed(usage: Usage) -> int:
     return usage.prompt_tokens + usage.completion_tokens
 
 
-def _tokens_in(event: Event) -> int:
-    """Of a model that gives no ids, by its text."""
-    if not isinstance(event, Delta):
-        return 0
-    if event.token_ids:
-        return len(event.token_ids)
-    return max(1, len(event.payload.encode()) // BYTES_PER_TOKEN) if event.payload else 0
+def _tokens_in(text: str) -> int:
+    """Of a model that gives no ids."""
+    return max(1, len(text.encode()) // BYTES_PER_TOKEN) if text else 0

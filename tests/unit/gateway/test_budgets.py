@@ -123,6 +123,19 @@ async def test_an_idle_slice_goes_back_and_serves_another_gateway(store: Store, 
     await two.reserve(ACME, NANO)
 
 
+async def test_a_slice_that_nobody_needs_is_kept_for_a_minute(store: Store, now: Time) -> None:
+    some = budgets(store, now)
+    (await some.reserve(ACME, NANO // 100)).settle(0)
+    now.clock += 59
+    await some.tend_once(idle_s=5.0)
+    asked = store.asked
+    await some.reserve(ACME, NANO // 100)
+    assert store.asked == asked
+    now.clock += 61
+    await some.tend_once(idle_s=5.0)
+    assert store.asked == asked + 1
+
+
 async def test_what_a_dead_gateway_had_leased_is_used_in_full(store: Store, now: Time) -> None:
     dead, heir = budgets(store, now), budgets(store, now)
     await dead.reserve(ACME, 9 * NANO // 10)
