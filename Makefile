@@ -62,7 +62,7 @@ clean:  ## remove .venv, caches and the embedded state
 
 # What the tests want beside Python packages is unpacked here, not installed: without it, or without
 # Debian's apt, the tests that want it are skipped and say so.
-.venv/.dev: pyproject.toml | .venv/.run .redis7 .prometheus
+.venv/.dev: pyproject.toml | .venv/.run .redis7 .prometheus .chromium
 	$(BIN)/python -m pip install -e '.[fast,semantic,traces,dev,peers,train]'
 	@touch $@
 
@@ -71,3 +71,6 @@ clean:  ## remove .venv, caches and the embedded state
 
 .prometheus:
 	-@sh tests/support/get_prometheus.sh > /dev/null || echo "There is no Prometheus of the tests' own."
+
+.chromium:
+	-@sh tests/support/get_chromium.sh > /dev/null || echo "There is no Chromium of the tests' own."

@@ -80,7 +80,7 @@ def story(record: Record) -> list[dict[str, str]]:
             "outcome": _result(status),
             "text": _of_cache(status),
         }
-        for status in reversed(record.cache)
+        for status in record.cache
     ]
     told += [
         {"layer": one.layer.capitalize(), "outcome": one.choice, "text": one.reason}

@@ -1,7 +1,7 @@
 """A real, headless Chromium for the tests of the dashboard and for its pictures.
 
-Looked for in this order: the one that `playwright install chromium` put there, the one that
-tests/support/get_chromium.sh unpacked, one that this machine has.
+The first that starts of: what `playwright install chromium` put there, what
+tests/support/get_chromium.sh unpacked (`make test` asks it to), what this machine has.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from playwright.sync_api import Browser, Playwright, sync_playwright
+from playwright.sync_api import Browser, Error, Playwright, sync_playwright
 
-ROOT = Path(__file__).resolve().parents[2]
-UNPACKED = ROOT / ".chromium" / "usr" / "lib" / "chromium" / "chromium"
+UNPACKED = Path(__file__).resolve().parents[2] / ".chromium"
+SHELL = UNPACKED / "usr/lib/chromium/chromium-headless-shell"
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 MISSING = (
-    "no Chromium: `make setup` could get none; install one, or run `playwright install chromium`"
+    "no Chromium that starts: tests/support/get_chromium.sh unpacks Debian's, "
+    "`playwright install chromium` gets its own"
 )
 _FLAGS = ["--disable-gpu", "--disable-dev-shm-usage"]
 
@@ -27,33 +28,29 @@ class NoBrowser(Exception):
     """No Chromium that starts is on this machine."""
 
 
-def find(playwright: Playwright) -> Path | None:
-    places = [Path(playwright.chromium.executable_path), UNPACKED]
-    places += [Path(found) for name in NAMES if (found := shutil.which(name))]
-    return next((place for place in places if place.exists()), None)
-
-
 @contextmanager
 def browser() -> Iterator[Browser]:
     """Raises NoBrowser."""
     with sync_playwright() as playwright:
-        program = find(playwright)
-        if program is None:
+        places = [None, SHELL, *filter(None, map(shutil.which, NAMES))]
+        started = next(filter(None, (_start(playwright, place) for place in places)), None)
+        if started is None:
             raise NoBrowser(MISSING)
-        # Chromium's own sandbox refuses to run as root, as tests in a container do.
-        flags = [*_FLAGS, "--no-sandbox"] if os.geteuid() == 0 else _FLAGS
-        environment = dict(os.environ)
-        if program == UNPACKED:
-            environment["LD_LIBRARY_PATH"] = ":".join(map(str, _libraries()))
-        started = playwright.chromium.launch(
-            executable_path=program, args=flags, env=dict(environment)
-        )
         try:
             yield started
         finally:
             started.close()
 
 
-def _libraries() -> list[Path]:
-    inner = ROOT / ".chromium" / "usr" / "lib"
-    return [inner, *inner.glob("*-linux-gnu")]
+def _start(playwright: Playwright, place: Path | str | None) -> Browser | None:
+    """`place` None: Playwright's own."""
+    environment: dict[str, str | float | bool] = dict(os.environ)
+    if place == SHELL:
+        folders = [UNPACKED / "usr/lib", *UNPACKED.glob("**/*-linux-gnu")]
+        environment["LD_LIBRARY_PATH"] = ":".join(map(str, folders))
+    # Chromium's own sandbox refuses to run as root, as tests in a container do.
+    flags = [*_FLAGS, "--no-sandbox"] if os.geteuid() == 0 else _FLAGS
+    try:
+        return playwright.chromium.launch(executable_path=place, args=flags, env=environment)
+    except Error:
+        return None

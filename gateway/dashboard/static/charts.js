@@ -118,12 +118,12 @@ export class Chart {
     const grid = { stroke: colour("line"), width: 1 };
     const font = `${Math.round(0.75 * rem())}px system-ui, sans-serif`;
     const common = { stroke: ink, grid, ticks: { ...grid, size: 4 }, font };
-    if (this.log) common.grid = { ...grid, filter: decades };
-    const y = { ...common, size: 3.6 * rem(), values: (_, values) => values.map((v) => (v === null ? "" : this.axis(v))) };
+    const sparse = this.log ? { grid: { ...grid, filter: decades }, ticks: { ...grid, size: 4, filter: decades } } : {};
+    const y = { ...common, ...sparse, size: 3.6 * rem(), values: (_, values) => values.map((v) => (v === null ? "" : this.axis(v))) };
     const time = this.kind !== "curves";
     const x = time
-      ? { ...common, space: 4.5 * rem(), values: (_, values, _axis, _space, step) => values.map((v) => moment(v, step)) }
-      : { ...common, values: (_, values) => values.map((v) => `${Math.round(100 * v)} %`) };
+      ? { ...common, size: 2 * rem(), space: 4.5 * rem(), values: (_, values, _axis, _space, step) => values.map((v) => moment(v, step)) }
+      : { ...common, size: 2 * rem(), values: (_, values) => values.map((v) => `${Math.round(100 * v)} %`) };
     return {
       width: this.plotBox.clientWidth || 300,
       height: HEIGHT_REM * rem(),

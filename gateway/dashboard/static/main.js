@@ -40,9 +40,8 @@ async function look(slowly) {
   overview.showHistory(history);
   engine.showNow(now);
   engine.showHistory(history);
-  semantic.showHistory(history);
   await decisions.refresh();
-  if (slowly) await Promise.all([cascade.refresh(), tenants.refresh(history)]);
+  if (slowly) await Promise.all([cascade.refresh(), semantic.refresh(history), tenants.refresh(history)]);
   say(now.draining ? "shutting down" : "live", now.draining ? "bad" : "good");
 }
 

@@ -45,7 +45,7 @@ def test_the_verdict_is_one_sentence_on_what_became_of_it(told: Record, says: st
 def test_the_story_goes_from_the_outermost_layer_to_the_answer() -> None:
     semantic = CacheStatus("semantic", forward="miss", detail="p=0.7")
     wasted = [Waste("small", Usage(10, 3), "too weak")]
-    whole = record("small", cache=[semantic, MISS], decisions=[CHOICE], wasted=wasted)
+    whole = record("small", cache=[MISS, semantic], decisions=[CHOICE], wasted=wasted)
     story = explain(whole, PRICES)["story"]
     assert [step["layer"] for step in story] == [
         "Exact cache",
