@@ -3,6 +3,10 @@
 On SIGTERM the server first drains: `/readyz` says 503, so that a balancer looks elsewhere; new
 requests are refused with a Retry-After; answers in flight go on to their end. When the grace is
 over, what is left is told so inside its own stream and closed.
+
+A server that is full refuses whoever has his part of it already, the limit over the tenants that
+are being answered: a flood fills its own part and keeps nobody else out. (For that the limit may
+be exceeded, by other tenants' parts.)
 """
 
 from __future__ import annotations
@@ -28,7 +32,8 @@ class Drain:
         self._max_inflight = max_inflight
         self._grace_s = grace_s
         self._clock = clock
-        self._inflight: set[Endable] = set()
+        self._inflight: dict[Endable, str] = {}
+        self._by_tenant: dict[str, int] = {}
         self._until: float | None = None
 
     @property
@@ -40,24 +45,36 @@ class Drain:
         return self._until is not None
 
     def enter(self, request: Endable) -> None:
-        """Take one request on, or raise Draining or Overloaded. Followed by `leave` either way."""
+        """Take one request on, or raise Draining. Followed by `leave` either way."""
         if self._until is not None:
             raise Draining(
                 "The server is shutting down; send the request again, to another one.",
                 code="shutting_down",
                 retry_after_s=1.0,
             )
-        if len(self._inflight) >= self._max_inflight:
+        self._inflight[request] = ""
+
+    def belong(self, request: Endable, tenant: str) -> None:
+        """It is known whose it is; raises Overloaded where there is no room for it."""
+        own = self._by_tenant.get(tenant, 0)
+        part = self._max_inflight // (len(self._by_tenant) + (own == 0))
+        # Itself is among those in flight.
+        if len(self._inflight) > self._max_inflight and own >= part:
             raise Overloaded(
                 f"{self._max_inflight} requests are being answered, which is this server's limit; "
                 "send the request again shortly.",
                 code="too_many_inflight",
                 retry_after_s=1.0,
             )
-        self._inflight.add(request)
+        self._inflight[request] = tenant
+        self._by_tenant[tenant] = own + 1
 
     def leave(self, request: Endable) -> None:
-        self._inflight.discard(request)
+        tenant = self._inflight.pop(request, "")
+        if tenant:
+            self._by_tenant[tenant] -= 1
+            if not self._by_tenant[tenant]:
+                del self._by_tenant[tenant]
 
     def begin(self) -> None:
         """Refuse what is new from now on. Only the first call counts."""

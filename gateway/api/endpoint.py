@@ -124,6 +124,7 @@ class Endpoint:
         edge, given = self._edge, exchange.given
         tenant = edge.keys.tenant(given.get(b"authorization"))
         exchange.tenant = tenant.name
+        edge.drain.belong(exchange.watch, tenant.name)
         check_length(given.get(b"content-length"), edge.server.max_body_bytes)
         body = await read_body(exchange.receive, edge.server.max_body_bytes)
         remembered = b"cache-control" not in given

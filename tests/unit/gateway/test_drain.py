@@ -22,15 +22,39 @@ class Clock:
         return self.now
 
 
+def let_in(drain: Drain, tenant: str = "t") -> Request:
+    request = Request()
+    drain.enter(request)
+    try:
+        drain.belong(request, tenant)
+    except Overloaded:
+        drain.leave(request)
+        raise
+    return request
+
+
 def test_more_than_the_limit_is_refused_with_a_time_to_come_back() -> None:
     drain = Drain(1, 5.0)
-    first = Request()
-    drain.enter(first)
+    first = let_in(drain)
     with pytest.raises(Overloaded) as raised:
-        drain.enter(Request())
+        let_in(drain)
     assert raised.value.retry_after_s
     drain.leave(first)
-    drain.enter(Request())
+    let_in(drain)
+
+
+def test_a_flood_fills_its_own_part_and_keeps_nobody_out() -> None:
+    drain = Drain(10, 5.0)
+    flood = [let_in(drain, "noisy") for _ in range(10)]
+    others = [let_in(drain, "quiet") for _ in range(5)]
+    with pytest.raises(Overloaded):
+        let_in(drain, "quiet")
+    with pytest.raises(Overloaded):
+        let_in(drain, "noisy")
+    for request in flood + others:
+        drain.leave(request)
+    assert drain.inflight == 0
+    assert [let_in(drain, "quiet") for _ in range(10)]
 
 
 def test_a_drain_refuses_what_is_new_and_ends_with_the_last_answer() -> None:

@@ -22,6 +22,7 @@ from tests.support.serving import Running, serving, settings_for_tests
 
 HASH = hashlib.sha256(b"acme's key").hexdigest()
 ACME = f'[[tenants]]\nname = "acme"\nkeys = ["{HASH}"]\nrpm = %d\n'
+CHAT = "/v1/chat/completions"
 OPEN = '[[tenants]]\nname = "open"\n'
 
 
@@ -151,3 +152,17 @@ async def test_no_request_is_dropped_while_tenants_change_under_it(tmp_path: Pat
         headers = {"authorization": "Bearer acme's key"}
         let_in = await running.client.post("/v1/chat/completions", json=body, headers=headers)
         assert let_in.headers["x-ratelimit-limit-requests"] == "5"
+
+
+async def test_a_tenants_share_reaches_whoever_schedules_and_follows_a_reload(
+    tmp_path: Path,
+) -> None:
+    model = FakeModel()
+    async with served(tmp_path, {"small": model, "large": model}) as running:
+        body = {"model": "small", "messages": [{"role": "user", "content": "x"}]}
+        for share, text in ((1.0, OPEN), (3.5, OPEN + "share = 3.5\n")):
+            (tmp_path / "sluice.toml").write_text(text)
+            await running.system.reloader.read()
+            asked = {**body, "max_tokens": int(share * 2)}
+            assert (await running.client.post(CHAT, json=asked)).status_code == 200
+            assert model.trails[-1].share == share
