@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.program import Program, run_to_end, running
+from tests.support.program import Program, run_to_end, running, wait_until
 from tests.support.served import Models, chat
 
 TASKS = 60
@@ -38,6 +38,7 @@ def test_the_bundled_models_are_calibrated_out_of_the_box(server: Program, model
     (told, *_) = server.get("/admin/cascade").json["tenants"]
     assert told["calibrated"]
     assert told["promise"]["max_loss"] == 0.01
+    assert told["with_semantic_cache"] in (None, {"max_loss": 0.02, "confidence": 0.9})
     easy = server.post(chat("What is 2 + 3?", model="auto"))
     assert easy.headers["sluice-origin"] == "small"
     assert easy.text.rstrip(".").endswith("5")
@@ -93,3 +94,23 @@ def test_labels_of_the_served_models_become_the_policy_that_serves(
         )
         (told, *_) = own.get("/admin/cascade").json["tenants"]
         assert told["source"].endswith(".sluice/cascade/default.json")
+
+
+@pytest.mark.slow
+def test_idle_time_becomes_labels_and_labels_a_policy(models: Models, tmp_path: Path) -> None:
+    if not models.bundled:
+        pytest.skip("random answers have nothing to learn from")
+    gathering = models.settings.replace("[logs]", "[cascade]\nshadow_share = 1.0\n[logs]")
+    with running(tmp_path, gathering) as own:
+        for number in range(TASKS):
+            own.post(chat(f"What is {number} + {number % 7}?", model="auto"))
+        kept = tmp_path / ".sluice/cascade/default.labels.jsonl"
+        wait_until(
+            lambda: kept.exists() and kept.read_text().count("\n") == TASKS, "all are labelled"
+        )
+        assert own.get("/admin/cascade").json["shadow"]["labels"] == TASKS
+    done = run_to_end(
+        tmp_path, "calibrate", "--tenant", "default", "--collected", "--target", "0.5"
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"on {TASKS // 2} labels" in done.stdout
