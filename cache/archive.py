@@ -61,7 +61,7 @@ class Kept(msgspec.Struct, frozen=True, array_like=True):
         return len(self.vector) + len(self.recording) + texts
 
 
-class Lesson(msgspec.Struct, frozen=True, array_like=True):
+class Lesson(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """One label. `signs` are float32, see `cache.verify.SIGNS`; `asked` are the p (float32) of the
     requests since the teller's lesson before this one, of which `served` were answered from the
     cache, with `expected` wrong ones among them."""
@@ -95,14 +95,14 @@ class Summary(msgspec.Struct, frozen=True, array_like=True):
     blob: bytes
 
 
-class Dropped(msgspec.Struct, frozen=True, array_like=True):
+class Dropped(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """Questions that are no longer kept."""
 
     namespace: bytes
     keys: tuple[int, ...]
 
 
-class Erasure(msgspec.Struct, frozen=True, array_like=True):
+class Erasure(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """What to forget: questions that match everything named here, and all others with the same
     answer. Naming nothing means all of them."""
 
@@ -123,7 +123,7 @@ class Erasure(msgspec.Struct, frozen=True, array_like=True):
         )
 
 
-class Lost(msgspec.Struct, frozen=True, array_like=True):
+class Lost(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """What others told meanwhile was missed: what is held may be out of date, and must go."""
 
 
@@ -175,8 +175,8 @@ class Archive(Protocol):
     async def flush(self) -> None: ...
 
     def load(self) -> AsyncIterator[Kept | Summary | Lesson]:
-        """Everything: the questions, oldest first, then the summaries, then the lessons that may
-        not be in them, in the order in which they were taught."""
+        """Everything: the questions, oldest first in each scope, then the summaries, then the
+        lessons that may not be in them, in the order in which they were taught."""
 
     def follow(self, on_news: OnNews) -> None:
         """Tell of what other gateways change from now on, within a second. Called once."""

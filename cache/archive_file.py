@@ -1,8 +1,9 @@
 """The file of cache/archive_sqlite.py: schema, batches, erasure. Plain blocking functions.
 
-questions   one row each                                     bounded per scope, oldest first
+questions   one row each; a scope that outgrows its room loses its oldest
 summaries   one row a namespace
 lessons     those after the summary; without one the last KEPT_TAIL of a namespace
+            (of both, the namespaces of a scope that learnt last)
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Final, TypeAlias
 import msgspec
 
 from cache.archive import KEPT_TAIL, LIFE_S, Dropped, Erasure, Kept, Lesson, Summary
+from cache.key import FAMILY_BYTES
 from cache.store.base import Clock
 from cache.store.sqlite_open import (
     OnEvent,
@@ -72,6 +74,19 @@ CREATE TABLE lessons (
 );
 """
 
+_TRIM_LESSONS: Final = """
+DELETE FROM lessons WHERE rowid IN (SELECT rowid FROM (
+    SELECT rowid, row_number() OVER (PARTITION BY namespace ORDER BY rowid DESC) AS place
+    FROM lessons) WHERE place > ?)
+"""
+
+_TRIM_NAMESPACES: Final = """
+DELETE FROM {table} WHERE namespace IN (SELECT namespace FROM (
+    SELECT namespace, row_number() OVER (
+        PARTITION BY substr(namespace, -:family) ORDER BY max(at) DESC) AS place
+    FROM {table} GROUP BY namespace) WHERE place > :most)
+"""
+
 _packer = msgspec.msgpack.Encoder()
 
 Told: TypeAlias = Kept | Dropped | Lesson | Summary
@@ -80,9 +95,18 @@ Told: TypeAlias = Kept | Dropped | Lesson | Summary
 class ArchiveFile:
     """The file: plain blocking functions, for one thread."""
 
-    def __init__(self, path: Path, scope_bytes: int, *, clock: Clock, on_event: OnEvent) -> None:
+    def __init__(
+        self,
+        path: Path,
+        scope_bytes: int,
+        max_namespaces: int,
+        *,
+        clock: Clock,
+        on_event: OnEvent,
+    ) -> None:
         self._path = path
         self._scope_bytes = scope_bytes
+        self._max_namespaces = max_namespaces
         self._clock = clock
         self._on_event = on_event
         self._connection: sqlite3.Connection | None = None
@@ -204,12 +228,10 @@ class ArchiveFile:
             self._db.execute("DELETE FROM questions WHERE expires_at <= ?", (now,))
             self._db.execute("DELETE FROM summaries WHERE at <= ?", (now - LIFE_S,))
             self._db.execute("DELETE FROM lessons WHERE at <= ?", (now - LIFE_S,))
-            self._db.execute(
-                "DELETE FROM lessons WHERE rowid IN (SELECT rowid FROM (SELECT rowid, row_number() "
-                "OVER (PARTITION BY namespace ORDER BY rowid DESC) AS place FROM lessons) "
-                "WHERE place > ?)",
-                (KEPT_TAIL,),
-            )
+            self._db.execute(_TRIM_LESSONS, (KEPT_TAIL,))
+            for table in ("summaries", "lessons"):
+                most = {"family": FAMILY_BYTES, "most": self._max_namespaces}
+                self._db.execute(_TRIM_NAMESPACES.format(table=table), most)
         query = "SELECT scope, sum(held_bytes) FROM questions GROUP BY scope"
         self._scopes = Counter(dict(self._db.execute(query).fetchall()))
 

@@ -46,13 +46,15 @@ class SqliteArchive:
         self,
         path: Path,
         scope_bytes: int,
+        max_namespaces: int = 500,
         *,
         clock: Clock = time.time,
         on_event: OnEvent = lambda _text: None,
         queue_bytes: int = _QUEUE_BYTES,
         sweep_every_s: float = SWEEP_EVERY_S,
     ) -> None:
-        self._file = ArchiveFile(path, scope_bytes, clock=clock, on_event=on_event)
+        """`scope_bytes` and `max_namespaces` bound what each scope may keep."""
+        self._file = ArchiveFile(path, scope_bytes, max_namespaces, clock=clock, on_event=on_event)
         self._on_event = on_event
         self._queue_bytes = queue_bytes
         self._sweep_every_s = sweep_every_s
@@ -140,17 +142,19 @@ class SqliteArchive:
 
     async def _write_on(self) -> None:
         """Until `close` has taken the task away."""
+        sweep_at = time.monotonic() + self._sweep_every_s
         while self._writer is not None:
             with suppress(TimeoutError):
-                async with asyncio.timeout(self._sweep_every_s):
+                async with asyncio.timeout(max(0.0, sweep_at - time.monotonic())):
                     await self._wake.wait()
-            if not self._wake.is_set():
+            if time.monotonic() >= sweep_at:
+                sweep_at = time.monotonic() + self._sweep_every_s
                 async with self._writing:
                     await self._attempt("sweeping", self._file.sweep, 0)
-                continue
-            self._wake.clear()
-            await asyncio.sleep(LINGER_S)
-            await self._write_all()
+            if self._wake.is_set():
+                self._wake.clear()
+                await asyncio.sleep(LINGER_S)
+                await self._write_all()
 
     async def _write_all(self) -> None:
         """Returns when what was told before is in the file."""

@@ -58,6 +58,7 @@ from engine.contract import (
     Call,
     Decision,
     Draft,
+    End,
     Event,
     Start,
     Trail,
@@ -138,9 +139,9 @@ class Semantic:
             async for event in answer:
                 if asked is not None:
                     recorder.see(event)
+                    if isinstance(event, End):  # who listens may leave now
+                        self._take(asked, call, trail, recorder)
                 yield event
-        if asked is not None:
-            self._take(asked, call, trail, recorder)
 
     # ------------------------------------------------------------------ before the answer
 

@@ -11,8 +11,9 @@ known what others have erased.
 
 from __future__ import annotations
 
+import asyncio
 import itertools
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
@@ -27,6 +28,12 @@ from cache.store.base import StoreFault
 from cache.verify import Policy
 
 MAX_SIBLINGS: Final = 16
+_LOADED_AT_ONCE: Final = 8
+"""Each takes 0.2 ms or so, and requests go on meanwhile."""
+_MEANWHILE: Final = 10_000
+_READING: Final = "what was kept is being read"
+
+_Change: TypeAlias = Kept | Dropped | Lesson | Erasure
 
 PolicyOf: TypeAlias = Callable[[Terms, Sequence[Policy]], Policy]
 """(terms, policies of the scope's other namespaces) -> the policy of a new namespace."""
@@ -62,7 +69,9 @@ class Spaces:
         self._spaces: OrderedDict[bytes, Space] = OrderedDict()
         self._scopes: dict[str, _Scope] = {}
         self._terms_for: Callable[[str], Terms] = lambda _scope: Terms()
-        self._not_yet = "" if keeper is None else "what was kept is being read"
+        self._not_yet = "" if keeper is None else _READING
+        self._stale = False
+        self._meanwhile: deque[_Change] = deque()
 
     @property
     def problem(self) -> str:
@@ -121,24 +130,42 @@ class Spaces:
         self._terms_for = terms_for
         try:
             await self._keeper.open(self.hear)
-            await self._load(self._keeper)
+            await self._refill(self._keeper)
         except StoreFault:
             self._not_yet = "what was kept cannot be read"
             raise
-        self._not_yet = ""
         return sum(len(space) for space in self._spaces.values())
 
+    async def _refill(self, keeper: Keeper) -> None:
+        """Load everything. What happens meanwhile is done afterwards: what is loaded may be older.
+        What was learnt stays."""
+        self._not_yet = _READING
+        self._stale = True
+        while self._stale:
+            self._stale = False
+            self._meanwhile.clear()
+            for space in self._spaces.values():
+                space.clear()
+            await self._load(keeper)
+        self._not_yet = ""
+        while self._meanwhile:
+            self._apply(self._meanwhile.popleft())
+
     async def _load(self, keeper: Keeper) -> None:
-        async for kept in keeper.load():
-            space = self._space_of(kept)
-            if space is None:
-                continue
-            if isinstance(kept, Kept):
-                space.put_back(kept)
-            elif isinstance(kept, Lesson):
-                space.hear(kept)
-            elif space.is_ignorant:
-                space.take_over(kept)
+        count = 0
+        async for told in keeper.load():
+            count += 1
+            if count % _LOADED_AT_ONCE == 0:
+                await asyncio.sleep(0)
+            if isinstance(told, Summary):
+                self._take_over(told)
+            else:
+                self._apply(told)
+
+    def _take_over(self, summary: Summary) -> None:
+        space = self._space_of(summary)
+        if space is not None and space.is_ignorant:
+            space.take_over(summary)
 
     def _space_of(self, news: Kept | Summary | Lesson | Dropped) -> Space | None:
         known = self._spaces.get(news.namespace)
@@ -149,12 +176,25 @@ class Spaces:
 
     async def hear(self, news: News) -> None:
         """What another gateway did."""
-        if isinstance(news, Erasure):
-            for each in self._spaces.values():
-                each.erase(news)
-            return
         if isinstance(news, Lost):
-            await self._begin_again()
+            if self._not_yet:
+                self._stale = True
+            elif self._keeper is not None:
+                await self._refill(self._keeper)
+        elif self._not_yet:
+            self._later(news)
+        else:
+            self._apply(news)
+
+    def _later(self, news: _Change) -> None:
+        self._meanwhile.append(news)
+        if len(self._meanwhile) > _MEANWHILE:
+            self._meanwhile.clear()
+            self._stale = True
+
+    def _apply(self, news: _Change) -> None:
+        if isinstance(news, Erasure):
+            self._erase_here(news)
             return
         space = self._space_of(news)
         if space is None:
@@ -167,13 +207,6 @@ class Spaces:
             for key in news.keys:
                 space.drop(key, told=True)
 
-    async def _begin_again(self) -> None:
-        """Nobody knows what was erased meanwhile: the archive does. What was learnt stays."""
-        for space in self._spaces.values():
-            space.clear()
-        if self._keeper is not None:
-            await self._load(self._keeper)
-
     async def tell(self) -> None:
         """Tell the archive what has happened since the last time."""
         if self._keeper is not None:
@@ -181,9 +214,15 @@ class Spaces:
 
     async def erase(self, erasure: Erasure) -> int:
         """Here and wherever the archive is shared; the number of questions. Raises StoreFault."""
-        here = sum(space.erase(erasure) for space in self._spaces.values())
+        here = self._erase_here(erasure)
         there = await self._keeper.erase(erasure) if self._keeper is not None else 0
-        return max(here, there)
+        # Once more: it may have been loaded again, or asked again, before the archive was done.
+        return max(here + self._erase_here(erasure), there)
+
+    def _erase_here(self, erasure: Erasure) -> int:
+        if self._not_yet:
+            self._later(erasure)
+        return sum(space.erase(erasure) for space in self._spaces.values())
 
     async def flush(self) -> None:
         if self._keeper is not None:

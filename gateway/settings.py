@@ -199,7 +199,7 @@ class SemanticCache:
     store: str = _set(
         "sqlite:///.sluice/semantic.db",
         "what keeps questions, answers and all that was learnt of them across restarts: memory:// "
-        "(nothing), or sqlite:///PATH",
+        "(nothing), sqlite:///PATH, or a Redis that gateways share, as for cache.exact",
     )
     scope_bytes: int = _set(256 << 20, "room of one scope's questions and answers there")
     policy: Literal["bounded", "vcache", "static"] = _set(

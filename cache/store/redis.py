@@ -170,7 +170,7 @@ class RedisStore:
     # ------------------------------------------------------------------ reading
 
     def _queued(self, key: bytes) -> Recording | None:
-        """What is being written is memory like any other: see cache/store/purge_feed.py."""
+        """What is being written is memory like any other: see cache/store/feed.py."""
         return self._pending.get(key) if self._feed.in_touch else None
 
     async def _read(self, key: bytes) -> Recording | None:

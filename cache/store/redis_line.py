@@ -193,10 +193,16 @@ class RedisLine:
             raise StoreFault(f"Redis failed: {str(error) or type(error).__name__}.") from error
 
     async def scan(self, pattern: bytes, kind: str) -> AsyncIterator[bytes]:
-        """Keys of one Redis type, on all nodes. Takes as long as Redis has keys."""
-        client = self._require_open()
+        """Keys of one Redis type, on all nodes. Takes as long as Redis has keys, if each step is
+        answered in time."""
+        self._require_closed_breaker()
+        keys = self._require_open().scan_iter(match=pattern, count=1000, _type=kind)
         try:
-            async for key in client.scan_iter(match=pattern, count=1000, _type=kind):
+            while True:
+                async with asyncio.timeout(WORK_S):
+                    key = await anext(keys, None)
+                if key is None:
+                    return
                 yield key
         except Exception as error:
             raise self._failed(error) from error

@@ -9,7 +9,7 @@ find may be of a purged entry, and forgetting it costs a miss at most.
 
 A fault of the store below is passed on as StoreFault; what memory holds is still found.
 
-Where several gateways share the store below, `feed` (cache/store/purge_feed.py) tells of what the
+Where several gateways share the store below, `feed` (cache/store/feed.py) tells of what the
 others purge, and whether it has heard all of it. While it has not, memory is filled but not served.
 """
 

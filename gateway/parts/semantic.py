@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from cache.archive import Archive
 from cache.archive_sqlite import SqliteArchive
 from cache.entry import SpaceState
 from cache.keeper import Keeper
@@ -155,14 +156,27 @@ def policy_of(settings: SemanticCache) -> Callable[[Terms, Sequence[Policy]], Po
 
 
 def build_keeper(settings: SemanticCache, log: Log) -> Keeper | None:
-    """What keeps it all across restarts; None where nothing does."""
+    """What keeps it all across restarts, and for all gateways; None where nothing does."""
     if settings.store == "memory://":
         return None
-    path = Path(settings.store.removeprefix("sqlite:///"))
-    archive = SqliteArchive(path, settings.scope_bytes, on_event=log.warning)
+    archive = _archive(settings, log)
     return Keeper(
         archive, lambda what, error: log.warning("archive fault", doing=what, why=str(error))
     )
+
+
+def _archive(settings: SemanticCache, log: Log) -> Archive:
+    if settings.store.startswith("sqlite:///"):
+        path = Path(settings.store.removeprefix("sqlite:///"))
+        return SqliteArchive(
+            path, settings.scope_bytes, settings.max_namespaces, on_event=log.warning
+        )
+    # The client library is an optional dependency.
+    from cache.archive_redis import RedisArchive  # noqa: PLC0415
+    from cache.store.redis_line import RedisLine  # noqa: PLC0415
+
+    line = RedisLine(settings.store, on_event=log.warning)
+    return RedisArchive(line, settings.scope_bytes, settings.max_namespaces)
 
 
 def build_semantic(

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from cache.archive import Archive, Dropped, Erasure, Lesson, MemoryArchive, Summary
+from cache.archive_redis import RedisArchive
 from cache.archive_sqlite import SqliteArchive
+from cache.store.redis_line import RedisLine
 from tests.support.archived import kept, keys_of, lesson, loaded, namespace, summary
 from tests.support.recordings import FakeClock
+from tests.support.redis_server import VERSIONS, RedisServer
 
 Maker = Callable[[int, FakeClock, Path], Archive]
 ROOM = 1 << 20
@@ -24,7 +28,13 @@ def make_sqlite(scope_bytes: int, clock: FakeClock, folder: Path) -> Archive:
     return SqliteArchive(folder / "semantic.db", scope_bytes, clock=clock)
 
 
+def make_redis(server: RedisServer, scope_bytes: int, clock: FakeClock, _: Path) -> Archive:
+    """Patience enough for a machine that is busy with other things."""
+    return RedisArchive(RedisLine(server.url), scope_bytes, clock=clock, trust_s=30.0)
+
+
 MAKERS: dict[str, Maker] = {"memory": make_memory, "sqlite": make_sqlite}
+CASES = [*MAKERS, *(f"redis{version}" for version in VERSIONS)]
 
 
 @pytest.fixture
@@ -32,9 +42,13 @@ def clock() -> FakeClock:
     return FakeClock()
 
 
-@pytest.fixture(params=MAKERS)
+@pytest.fixture(params=CASES)
 def maker(request: pytest.FixtureRequest) -> Maker:
-    return MAKERS[request.param]
+    if request.param in MAKERS:
+        return MAKERS[request.param]
+    server = request.getfixturevalue(request.param)
+    server.client.flushall()
+    return partial(make_redis, server)
 
 
 @pytest.fixture

@@ -10,150 +10,37 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
-from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-from tests.support.redis_server import RedisServer, running_redis
+from tests.support.redis_faults import FAULTS, Fault, Load, under_load
+from tests.support.redis_server import running_redis
 from tests.support.serving import Running
-from tests.support.speakers import eventually
-from tests.support.twins import ALICE, BOB, ask, gateways, text_of
+from tests.support.twins import ask, gateways
 
 pytestmark = pytest.mark.slow
 
 QUESTIONS = 60
-WORKERS = 8
-TENANTS = {ALICE: "tenant:alice", BOB: "tenant:bob"}
 
 
-@dataclass
-class Load:
-    """Requests that go on until they are told to stop, each checked for whose answer it got."""
-
-    gateways: list[Running]
-    rng: random.Random = field(default_factory=lambda: random.Random(7))
-    origins: Counter[str] = field(default_factory=Counter)
-    wrong: list[str] = field(default_factory=list)
-    stopping: bool = False
-
-    @property
-    def answered(self) -> int:
-        return self.origins.total()
-
-    async def run(self, during: Callable[[], Awaitable[None]]) -> None:
-        workers = [asyncio.create_task(self._work()) for _ in range(WORKERS)]
-        try:
-            await self.go_on(50)
-            await during()
-        finally:
-            self.stopping = True
-            await asyncio.gather(*workers)
-
-    async def go_on(self, requests: int) -> None:
-        """Until so many more requests have been answered."""
-        goal = self.answered + requests
-        await eventually(lambda: self.answered >= goal or bool(self.wrong))
-
-    async def _work(self) -> None:
-        while not self.stopping and not self.wrong:
-            key = self.rng.choice(list(TENANTS))
-            text = f"question {self.rng.randrange(QUESTIONS)} of {self.answered // 200}"
-            reply = await ask(self.rng.choice(self.gateways), text, key)
-            if reply.status_code != 200:
-                self.wrong.append(f"{reply.status_code}: {reply.text}")
-                return
-            expected = f"{TENANTS[key]} asked: {text}".replace(" ", "")
-            if text_of(reply).replace(" ", "") != expected:
-                self.wrong.append(f"{expected!r} was answered {text_of(reply)!r}")
-                return
-            self.origins[reply.headers["sluice-origin"]] += 1
+def question(rng: random.Random, answered: int) -> str:
+    return f"question {rng.randrange(QUESTIONS)} of {answered // 200}"
 
 
-def kill_and_restart(server: RedisServer) -> Iterator[None]:
-    server.kill()
-    yield
-    server.start()
-
-
-def stop_and_go_on(server: RedisServer) -> Iterator[None]:
-    server.stop()
-    yield
-    server.resume()
-
-
-def fill_and_make_room(server: RedisServer) -> Iterator[None]:
-    server.fill()
-    yield
-    server.make_room()
-
-
-def flush_again_and_again(server: RedisServer) -> Iterator[None]:
-    server.client.flushall()
-    yield
-    server.client.flushall()
-
-
-def restart_at_once(server: RedisServer) -> Iterator[None]:
-    server.kill()
-    server.start()
-    yield
-    server.kill()
-    server.start()
-
-
-def fill_with_rubbish(server: RedisServer) -> Iterator[None]:
-    """Each key holds what does not belong there: bytes, then another type."""
-    for key in server.client.keys("sluice:1:*"):
-        server.client.set(key, b"\x93rubbish", px=60_000)
-    yield
-    for key in server.client.keys("sluice:1:*"):
-        # As one: the load goes on, and may store anew in between.
-        server.client.pipeline(transaction=True).delete(key).rpush(key, "rubbish").execute()
-    server.client.flushall()
-
-
-def swap_entries(server: RedisServer) -> Iterator[None]:
-    """Every entry lies under the key of another one, those of other tenants included."""
-    keys = list(server.client.keys("sluice:1:*:e:*"))
-    values = [server.client.get(key) for key in keys]
-    for key, value in zip(keys, values[1:] + values[:1], strict=True):
-        if value is not None:
-            server.client.set(key, value, px=60_000)
-    yield
-    server.client.flushall()
-
-
-FAULTS = [
-    kill_and_restart,
-    stop_and_go_on,
-    fill_and_make_room,
-    flush_again_and_again,
-    restart_at_once,
-    fill_with_rubbish,
-    swap_entries,
-]
+def fits(scope: str, text: str, answer: str) -> bool:
+    return answer.replace(" ", "") == f"{scope} asked: {text}".replace(" ", "")
 
 
 @pytest.mark.parametrize("version", [7, 8])
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
 async def test_no_request_fails_and_caching_resumes(
-    fault: Callable[[RedisServer], Iterator[None]], version: int, tmp_path: Path
+    fault: Fault, version: int, tmp_path: Path
 ) -> None:
     with running_redis(version, tmp_path) as server:
         async with gateways(server.url, pause_s=0.0005) as pair:
-            load = Load(pair)
-
-            async def during() -> None:
-                course = fault(server)
-                await asyncio.to_thread(next, course)
-                await load.go_on(300)
-                await asyncio.to_thread(next, course, None)
-                await load.go_on(100)
-
-            await load.run(during)
+            load = Load(pair, question, fits)
+            await under_load(load, fault, server)
             assert load.wrong == []
             assert load.origins["exact"] > 0
             await eventually_shared(pair)

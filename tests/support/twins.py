@@ -7,14 +7,15 @@ answer served across tenants would show.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import httpx
 
 from engine.contract import Call
-from gateway.settings import ExactCache, Limits, Tenant
+from gateway.parts.embedding import Embedding
+from gateway.settings import ExactCache, Limits, SemanticCache, Tenant
 from tests.support.fake import FakeModel
 from tests.support.serving import Running, serving, settings_for_tests
 
@@ -31,12 +32,20 @@ def _hash(key: str) -> str:
 
 @asynccontextmanager
 async def gateways(
-    url: str, count: int = 2, pause_s: float = 0.0, **alices: Any
+    url: str,
+    count: int = 2,
+    pause_s: float = 0.0,
+    *,
+    exact: ExactCache | None = None,
+    semantic: SemanticCache | None = None,
+    embeddings: Sequence[Embedding] = (),
+    **alices: Any,
 ) -> AsyncIterator[list[Running]]:
-    """`alices`: of tenant alice's policy."""
+    """With the Redis at `url`. `embeddings`, one for each; `alices`: of tenant alice's policy."""
     settings = settings_for_tests(
-        exact=ExactCache(store=url),
+        exact=exact or ExactCache(store=url),
         limits=Limits(store=url),
+        semantic=semantic or SemanticCache(enabled=False, store="memory://"),
         tenants=(
             Tenant(name="alice", keys=(_hash(ALICE),), **alices),
             Tenant(name="bob", keys=(_hash(BOB),)),
@@ -48,10 +57,19 @@ async def gateways(
                 serving(
                     settings,
                     {name: FakeModel(say, name=name, pause_s=pause_s) for name in settings.models},
+                    embedding=embeddings[number] if embeddings else None,
                 )
             )
-            for _ in range(count)
+            for number in range(count)
         ]
+
+
+async def ready(pair: list[Running]) -> None:
+    """The semantic caches are awake."""
+    for running in pair:
+        layer = running.system.meaning.semantic
+        assert layer is not None
+        await layer.restored()
 
 
 async def ask(

@@ -20,6 +20,7 @@ from cache.store.breaker import Breaker
 from cache.store.redis_line import Command, RedisLine, WithPatience, is_refusal
 from engine.contract import Answer, Call, Trail
 from tests.support.recordings import FakeClock, Inner, call_of, hear
+from tests.support.redis_server import RedisServer
 from tests.support.speakers import eventually
 
 GENEROUS_S = 5.0
@@ -287,3 +288,16 @@ async def test_the_layer_gives_each_request_a_purse(house: House) -> None:
     trials = [batch for batch in house.client.batches[batches:] if batch != [("PING",)]]
     assert len(trials) == 1
     await hear(layer(call_of(), Trail("r")))
+
+
+async def test_looking_through_keys_waits_for_no_stopped_redis(redis7: RedisServer) -> None:
+    line = RedisLine(redis7.url)
+    await line.open()
+    redis7.stop()
+    try:
+        async with asyncio.timeout(10):
+            with pytest.raises(StoreFault):
+                [key async for key in line.scan(b"*", "HASH")]
+    finally:
+        redis7.resume()
+        await line.close()

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field, replace
+from contextlib import aclosing
+from dataclasses import replace
 
 import pytest
 
 from cache.agree import agree, at_a_glance
 from cache.archive import Kept, MemoryArchive
-from cache.embed import Embedder, Vector
-from cache.keeper import Keeper
+from cache.embed import Vector
 from cache.namespace import Terms, namespace_of, why_not
 from cache.quota import Bounds
-from cache.semantic import Semantic, budgeted
+from cache.semantic import budgeted
 from cache.space import AWAKE, CLOSED_FOR
 from cache.verify import Neighbour, Policy, Record, Verdict, sight
 from cache.verify_budget import Budgeted
 from cache.verify_facts import FEATURES
 from cache.verify_others import Static
 from engine.contract import (
-    Answer,
     Call,
     Directives,
     End,
@@ -33,66 +32,9 @@ from engine.contract import (
     Start,
     Trail,
 )
-from tests.support.encoders import BagEncoder, bag_vector
-from tests.support.recordings import FakeClock, answer_of, call_of, hear, said
-
-
-@dataclass
-class Model:
-    """Answers a question with what `knows` has for it, else with the question's last word."""
-
-    knows: dict[str, str] = field(default_factory=dict)
-    asked: list[str] = field(default_factory=list)
-    broken: bool = False
-
-    async def __call__(self, call: Call, trail: Trail) -> Answer:
-        question = call.messages[-1].text
-        self.asked.append(question)
-        events = answer_of(self.knows.get(question, f"about {question.split()[-1]}"))
-        for event in events[:-1] if self.broken else events:
-            yield event
-        if self.broken:
-            raise Failed("the model broke")
-
-
-@dataclass
-class House:
-    model: Model = field(default_factory=Model)
-    clock: FakeClock = field(default_factory=FakeClock)
-    encoder: BagEncoder = field(default_factory=BagEncoder)
-    terms: Terms = field(default_factory=lambda: Terms(max_error=0.05, ttl_s=1000))
-    policy: Policy = field(default_factory=lambda: Static(0.8, guards=True))
-    bounds: Bounds = field(default_factory=Bounds)
-    archive: MemoryArchive = field(default_factory=MemoryArchive)
-    faults: list[str] = field(default_factory=list)
-    asked: int = 0
-    owner: str | None = None
-
-    def __post_init__(self) -> None:
-        self.embedder = Embedder(self.encoder)
-        self.semantic = Semantic(
-            self.model,
-            self.embedder,
-            terms_of=lambda _call, _trail: self.terms,
-            owner_of=lambda _call, trail: self.owner or trail.tenant,
-            policy_of=lambda _terms, _siblings: self.policy,
-            keeper=Keeper(self.archive, lambda what, error: self.faults.append(f"{what}: {error}")),
-            bounds=self.bounds,
-            clock=self.clock,
-        )
-
-    async def restore(self) -> int:
-        return await self.semantic.restore(lambda _scope: self.terms)
-
-    async def ask(self, call: Call | str, **trail: object) -> tuple[str, Trail]:
-        """What was said, and the trail, once everything is learnt."""
-        if not self.asked:
-            await self.restore()
-        self.asked += 1
-        kept = Trail(id=f"r{self.asked}", **trail)  # type: ignore[arg-type]
-        events = await hear(self.semantic(call_of(call) if isinstance(call, str) else call, kept))
-        await self.semantic.settle()
-        return said(events), kept
+from tests.support.encoders import bag_vector
+from tests.support.house import AGAIN, FIRST, House
+from tests.support.recordings import call_of, hear
 
 
 @pytest.fixture
@@ -100,10 +42,6 @@ async def house() -> AsyncIterator[House]:
     made = House()
     yield made
     made.embedder.close()
-
-
-FIRST = "please tell me how to pay my phone bill"
-AGAIN = "please tell me how to pay my phone bill quickly"
 
 
 # --------------------------------------------------------------------------- serving
@@ -291,6 +229,17 @@ async def test_an_answer_ends_with_its_ttl(house: House) -> None:
     _, trail = await house.ask(FIRST)
     assert not trail.cache[0].hit
     assert house.semantic.state()[0].entries == 1
+
+
+async def test_who_stops_listening_at_the_end_has_heard_all_of_it(house: House) -> None:
+    await house.restore()
+    async with aclosing(house.semantic(call_of(FIRST), Trail(id="r0"))) as answer:
+        async for event in answer:
+            if isinstance(event, End):
+                break
+    await house.semantic.settle()
+    _, trail = await house.ask(AGAIN)
+    assert trail.cache[0].hit
 
 
 async def test_a_cut_answer_is_not_kept(house: House) -> None:
@@ -524,7 +473,7 @@ async def test_questions_and_answers_survive_a_restart(house: House) -> None:
     answer, _ = await house.ask(FIRST)
     await house.ask("where do penguins sleep in winter")
     again = reopened(house, Static(0.8))
-    assert await again.semantic.restore(lambda _scope: again.terms) == 2
+    assert await again.restore() == 2
     hit, trail = await again.ask(AGAIN)
     again.embedder.close()
     assert (hit, trail.cache[0].hit) == (answer, True)
@@ -534,7 +483,7 @@ async def test_what_was_purged_stays_away_after_a_restart(house: House) -> None:
     await house.ask(FIRST, tags=("a",))
     await house.semantic.purge(tag="a")
     again = reopened(house, Static(0.8))
-    assert await again.semantic.restore(lambda _scope: again.terms) == 0
+    assert await again.restore() == 0
     again.embedder.close()
 
 
@@ -544,7 +493,7 @@ async def test_what_was_learnt_survives_a_restart() -> None:
         await house.ask(f"word{number} subject{number % 9} matter{number % 9}")
     policy = budgeted(Terms(max_error=0.05))
     again = reopened(house, policy)
-    await again.semantic.restore(lambda _scope: again.terms)
+    await again.restore()
     house.embedder.close()
     again.embedder.close()
     assert isinstance(house.policy, Budgeted)
