@@ -114,17 +114,27 @@ def prepare(
 
     Takes about 15 s the first time, in a process of its own that others are served before. Raises
     ModelUnusable, also where `stopped` is set meanwhile."""
-    at = folder / model.strip("/.").replace("/", "--")
+    known = exported(model, folder)
+    if known is not None:
+        return known
+    source = str(_bundled()) if model == BUNDLED else model
+    command = [sys.executable, "-m", "cache.embed_export", source, str(_place(model, folder))]
+    failure = _run(command, timeout_s, stopped or threading.Event())
+    made = None if failure else exported(model, folder)
+    if made is None:
+        raise ModelUnusable(
+            f"{model!r} could not be exported ({failure}). It must be a "
+            "sentence-transformers model that can be loaded here: a folder, or a hub id with "
+            "network access. `pip install 'sluice-gateway[semantic]'` installs what is needed."
+        )
+    return made
+
+
+def exported(model: str, folder: Path) -> Exported | None:
+    """What `prepare` left there; None where it has not been made yet."""
+    at = _place(model, folder)
     if not (at / "model.json").exists():
-        source = str(_bundled()) if model == BUNDLED else model
-        command = [sys.executable, "-m", "cache.embed_export", source, str(at)]
-        failure = _run(command, timeout_s, stopped or threading.Event())
-        if failure:
-            raise ModelUnusable(
-                f"{model!r} could not be exported ({failure}). It must be a "
-                "sentence-transformers model that can be loaded here: a folder, or a hub id with "
-                "network access. `pip install 'sluice-gateway[semantic]'` installs what is needed."
-            )
+        return None
     described = json.loads((at / "model.json").read_text())
     return Exported(
         folder=at,
@@ -134,6 +144,10 @@ def prepare(
         precision=described["precision"],
         fingerprint=described["fingerprint"],
     )
+
+
+def _place(model: str, folder: Path) -> Path:
+    return folder / model.strip("/.").replace("/", "--")
 
 
 def _run(command: list[str], timeout_s: float, stopped: threading.Event) -> str:

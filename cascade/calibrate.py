@@ -32,7 +32,8 @@ from cascade.routes.learned import Quality, Scorer
 from engine.contract import Call
 
 EmbedMany = Callable[[Sequence[Call]], NDArray[np.float32]]
-"""Calls → [n, d] unit vectors, the same that requests will get."""
+"""Calls → [n, d] unit vectors, the same that requests will get; NaN for a call that has none, which
+is then left to the large model, as it will be."""
 Progress = Callable[[str, float], None]
 """(step, share done 0 … 1)."""
 
@@ -135,6 +136,9 @@ def calibrate(
     progress("features", 0.0)
     table = _Table.of(rows, aim, embed)
     fit, rest = _halves(table.groups, table.volunteered, rng)
+    fit = fit[~table.blind[fit]]
+    if len(fit) < LEAST_ROWS // 2:
+        raise TooFewLabels(f"only {len(fit)} rows have a vector to fit on")
     if not len(rest):
         raise TooFewLabels(
             "nothing but feedback cannot test a promise; add labels that were drawn at random"
@@ -230,6 +234,14 @@ class _Table:
         losses: Floats = self.large - self.small
         return losses
 
+    @property
+    def blind(self) -> NDArray[np.bool_]:
+        """Rows without a vector, where one is needed."""
+        if "embedding" not in self.inputs:
+            return np.zeros(len(self.small), dtype=np.bool_)
+        blind: NDArray[np.bool_] = np.isnan(self.inputs["embedding"]).any(axis=1)
+        return blind
+
     def names(self, judged: bool) -> list[str]:
         return [name for name in self.inputs if judged or name != "after"]
 
@@ -302,8 +314,10 @@ def _fit_scorer(
 
 def _looks(scorer: Scorer, table: _Table, rows: NDArray[np.int64]) -> _Looks:
     def scores(model: GainModel, judged: bool) -> Floats:
-        return scores_of(model.estimate_many(table.take(rows, judged)))
+        found = scores_of(model.estimate_many(table.take(rows, judged)))
+        return np.where(blind, np.inf, found)
 
+    blind = table.blind[rows]
     judged = scores(scorer.judge, True) if scorer.judge else None
     return _Looks(scores(scorer.route, False), judged)
 

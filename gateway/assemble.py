@@ -93,14 +93,14 @@ def assemble(
         terms_of=exact_terms(settings.exact, tenancy.roster),
         on_fault=store_health.tell,
     )
-    auto = build_auto(settings, backend, log)
+    meaning = build_meaning(settings, tenancy.roster, log, embedding)
+    auto = build_auto(settings, backend, log, meaning.embed(), meaning.embedder)
     live.on_tenants(auto.take)
     catalog, large = auto.catalog, backend.cards[settings.cascade.large]
     ledger, keeper = build_ledger(settings.ledger, backend.cards.values(), large, log)
     rollup = keeper.rollup
     shadow = build_shadow(settings, auto, backend, tenancy.roster, ledger=ledger, log=log)
     paid = tenancy.spending(shadow, backend, settings)
-    meaning = build_meaning(settings, tenancy.roster, log, embedding)
     onion = _onion(paid, cache, shelf, meaning, limits=tenancy.limits, ledger=ledger)
     told = ContentLayer(onion, tenancy.logs_content(settings.logs.content), log)
     answerer, stop_tracing = _traced(settings.traces, told)

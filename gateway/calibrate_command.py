@@ -15,6 +15,7 @@ import argparse
 import gzip
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -22,7 +23,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from cascade.calibrate import Aim, Calibration, TooFewLabels, calibrate
+from cascade.calibrate import Aim, Calibration, EmbedMany, TooFewLabels, calibrate
 from cascade.labels import Labelled, LabelsError, read_labels
 from cascade.policy import report_of, write_policy
 from cascade.promise import Promise
@@ -46,7 +47,8 @@ def run(asked: argparse.Namespace, settings: Settings, console: Console) -> None
     except Unreadable as error:
         raise CannotCalibrate(str(error)) from None
     aim = _aim(asked, settings)
-    found = _calibrated(rows, aim, console)
+    embedder, embed = _embedding(settings) if asked.embed else ("", None)
+    found = _calibrated(rows, replace(aim, embedder=embedder), embed, console)
     _show(found, Console(highlight=False))
     if not found.route.cut.promised:
         raise CannotCalibrate("No policy was written, and `auto` goes on as it was.")
@@ -98,7 +100,24 @@ def _aim(asked: argparse.Namespace, settings: Settings) -> Aim:
     return Aim(promise, held or None, min(1.0, ratio), seed=asked.seed)
 
 
-def _calibrated(rows: Sequence[Labelled], aim: Aim, console: Console) -> Calibration:
+def _embedding(settings: Settings) -> tuple[str, EmbedMany]:
+    """The first time the embedder is made, which takes some 15 s."""
+    try:
+        from cache.embed import ModelUnusable  # noqa: PLC0415  optional packages
+        from gateway.parts.embedding import many_vectors  # noqa: PLC0415
+    except ImportError as error:
+        raise CannotCalibrate(
+            f"--embed needs `pip install 'sluice-gateway[semantic]'` ({error})."
+        ) from None
+    try:
+        return many_vectors(settings.semantic)
+    except ModelUnusable as error:
+        raise CannotCalibrate(f"cache.semantic.embedder: {error}") from None
+
+
+def _calibrated(
+    rows: Sequence[Labelled], aim: Aim, embed: EmbedMany | None, console: Console
+) -> Calibration:
     bar = Progress(
         TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console
     )
@@ -109,7 +128,7 @@ def _calibrated(rows: Sequence[Labelled], aim: Aim, console: Console) -> Calibra
             bar.update(task, description=f"{len(rows)} labels: {step}", completed=share)
 
         try:
-            return calibrate(rows, aim, progress=heard)
+            return calibrate(rows, aim, embed=embed, progress=heard)
         except TooFewLabels as error:
             raise CannotCalibrate(f"{error}. No policy was written.") from None
 

@@ -103,6 +103,11 @@ def _add_calibrate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--collected", action="store_true", help="use what feedback and shadow runs gathered, too"
     )
+    parser.add_argument(
+        "--embed",
+        action="store_true",
+        help="look at the meaning, too: with [cache.semantic] embedder",
+    )
     parser.add_argument("--target", type=float, help="quality that may be lost; 0.01 is a point")
     parser.add_argument("--delta", type=float, help="how probably the target may be missed")
     parser.add_argument(

@@ -35,12 +35,20 @@ class Auto:
     take: Callable[[tuple[Tenant, ...]], None]
 
 
-def build_auto(settings: Settings, backend: Backend, log: Log, embed: Embed | None = None) -> Auto:
-    """Raises CannotLoad for a policy that was named and cannot be used."""
+def build_auto(
+    settings: Settings,
+    backend: Backend,
+    log: Log,
+    embed: Embed | None = None,
+    embedder: Callable[[], str] = lambda: "",
+) -> Auto:
+    """`embed` makes vectors, `embedder` names what makes them (empty: not known yet).
+
+    Raises CannotLoad for a policy that was named and cannot be used."""
     small, large = settings.cascade.small, settings.cascade.large
     first_tokens = FirstTokens(time.monotonic)
     weights = team_weights(settings, backend.cards)
-    policies = Policies(settings, Surroundings(weights, expected_ttft_s=first_tokens.expected_s))
+    policies = Policies(settings, Surroundings(weights, embedder, first_tokens.expected_s))
     for one in policies.by_tenant.values():
         for reason in one.passed_over:
             log.warning("cascade policy passed over", tenant=one.tenant, reason=reason)

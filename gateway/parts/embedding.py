@@ -12,6 +12,8 @@ import asyncio
 import threading
 from collections.abc import Callable
 
+import numpy as np
+
 from cache.embed import (
     Embedder,
     EmbedError,
@@ -21,8 +23,13 @@ from cache.embed import (
     TextForeign,
     TextTooLong,
     Vector,
+    exported,
     prepare,
 )
+from cascade.calibrate import EmbedMany
+from cascade.cascade import Embed
+from cascade.features import question
+from engine.contract import Call
 from gateway.api.embeddings import Away, Refused
 from gateway.observe.logs import Log
 from gateway.settings import SemanticCache
@@ -104,3 +111,36 @@ def build_embedding(settings: SemanticCache, log: Log) -> Embedding:
         return OnnxEncoder(prepare(settings.embedder, settings.embedder_dir, stopped=stopped))
 
     return Embedding(settings.embedder, make, log)
+
+
+def fingerprint_of(settings: SemanticCache) -> str:
+    """Of the configured embedder; empty where it has not been made yet."""
+    made = exported(settings.embedder, settings.embedder_dir)
+    return made.fingerprint if made is not None else ""
+
+
+def call_vectors(embedding: Embedding) -> Embed:
+    """The vector of what a call asks, the same that the semantic cache looks up: made once for
+    both. None for a text that has none, and until the embedder is loaded, which begins here."""
+
+    async def embed(call: Call) -> Vector | None:
+        embedding.begin()
+        try:
+            return await embedding.embedder.embed(question(call), call.scope)
+        except EmbedError:
+            return None
+
+    return embed
+
+
+def many_vectors(settings: SemanticCache) -> tuple[str, EmbedMany]:
+    """Without a gateway: (the embedder's fingerprint, what embeds). Raises ModelUnusable."""
+    encoder = OnnxEncoder(prepare(settings.embedder, settings.embedder_dir))
+
+    def one(call: Call) -> Vector:
+        try:
+            return encoder.encode(question(call))
+        except EmbedError:
+            return np.full(encoder.dimensions, np.nan, dtype=np.float32)
+
+    return encoder.fingerprint, lambda calls: np.array([one(call) for call in calls])

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from prometheus_client.registry import Collector
 
+from cascade.cascade import Embed
 from engine.contract import Answerer
 from gateway.api.embeddings import Vectors
 from gateway.api.feedback import Learner
@@ -55,6 +56,22 @@ class Meaning:
         from gateway.parts.embedding import OwnVectors  # noqa: PLC0415  optional packages
 
         return OwnVectors(self.embedding)
+
+    def embed(self) -> Embed | None:
+        """For the cascade: a call's vector, or None where it has none (yet)."""
+        if self.embedding is None:
+            return None
+        from gateway.parts.embedding import call_vectors  # noqa: PLC0415  optional packages
+
+        return call_vectors(self.embedding)
+
+    def embedder(self) -> str:
+        """The fingerprint of what makes vectors; empty where it was never made."""
+        if self.embedding is None:
+            return ""
+        from gateway.parts.embedding import fingerprint_of  # noqa: PLC0415  optional packages
+
+        return fingerprint_of(self.settings.semantic)
 
     def learners(self) -> dict[str, Learner]:
         """For /v1/feedback."""

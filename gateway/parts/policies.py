@@ -61,10 +61,11 @@ class TenantPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What a policy has to fit, and what routes are made with. `weights` names both models."""
+    """What a policy has to fit, and what routes are made with. `weights` names both models,
+    `embedder` what makes vectors here: asked at each reload, as one may be made meanwhile."""
 
     weights: str
-    embedder: str = ""
+    embedder: Callable[[], str] = lambda: ""
     expected_ttft_s: ExpectedTtft = lambda _: 0.0
     clock: Callable[[], float] = time.monotonic
 
@@ -267,7 +268,7 @@ class _Resolver:
             return f"it was calibrated on other models; {CALIBRATE} again"
         scorer = policy.route.scorer
         for model in (scorer.route, scorer.judge):
-            if model and "embedding" in model.uses and model.embedder != self._around.embedder:
+            if model and "embedding" in model.uses and model.embedder != self._around.embedder():
                 needed = model.embedder or "of an unknown name"
                 return f"it needs the embedder {needed}, which does not run here; {CALIBRATE} again"
         if promise.epsilon > cascade.target or promise.delta > cascade.delta:

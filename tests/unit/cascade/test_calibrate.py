@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from cascade.calibrate import (
     Aim,
@@ -25,6 +27,7 @@ from cascade.labels import Labelled, LabelsError, first_tokens, read_labels
 from cascade.policy import read_policy, write_policy
 from cascade.promise import Promise, Region
 from cascade.routes.learned import Quality
+from engine.contract import Call
 from tests.support.labelled import labelled
 from tests.support.routing import chat, question_of
 
@@ -277,3 +280,18 @@ def test_a_weight_that_weighs_nothing_is_refused(weight: str) -> None:
     line = f'{{"prompt": "x", "small": 1, "large": 1, "weight": {weight}}}'
     with pytest.raises(LabelsError, match="a weight must be above 0"):
         read_labels([line])
+
+
+def test_what_has_no_vector_is_left_to_the_large_model_and_counted_so() -> None:
+    rows = labelled(1200)
+
+    def embed(calls: Sequence[Call]) -> NDArray[np.float32]:
+        """Every other question is too long, as it were."""
+        seen = [int("".join(filter(str.isdigit, question(call)))) % 2 for call in calls]
+        return np.array([[1.0, 0.0] if even else [np.nan, np.nan] for even in seen], np.float32)
+
+    found = calibrate(rows, replace(AIM, embedder="e"), embed=embed)
+    assert found.route.cut.promised
+    assert found.route.cut.large_share >= 0.45
+    assert 250 <= found.fitted_on <= 350
+    assert found.route.cut.labels == 600

@@ -88,7 +88,7 @@ def test_a_policy_of_another_embedder_does_not_fit(tmp_path: Path) -> None:
     calibrated(tmp_path, replace(CODE_ROUTE, scorer=Scorer(model)))
     assert "needs the embedder e1" in resolved(tmp_path).passed_over[0]
     settings = Settings(cascade=Cascade(folder=tmp_path), tenants=(Tenant(name="t"),))
-    assert Policies(settings, replace(AROUND, embedder="e1")).by_tenant["t"].calibrated
+    assert Policies(settings, replace(AROUND, embedder=lambda: "e1")).by_tenant["t"].calibrated
 
 
 def test_a_broken_file_is_told_and_stops_nobody_who_did_not_name_it(tmp_path: Path) -> None:
