@@ -302,6 +302,7 @@ def read_options() -> argparse.Namespace:
     gpu = parser.add_argument_group("on a GPU (bench/engine_gpu.py)")
     gpu.add_argument("--shape", action="append", choices=["8b", "0.6b", "tiny"])
     gpu.add_argument("--rows", default="start,single,batch,shared,ttft")
+    gpu.add_argument("--trace", type=Path, help="conversation_trace.jsonl of Mooncake")
     gpu.add_argument("--profile", action="store_true", help="say where the GPU's time goes")
     return parser.parse_args()
 

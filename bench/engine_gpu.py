@@ -12,6 +12,7 @@ jinja2.
     shared   128 requests, 2,048 tokens in common + 64 own in, 64 out            tokens/s
              cold: a new common part in each repeat; warm: the last one again, own parts new
     ttft     one request: 1,024 in; 8,192 in; the same 8,192 again               ms
+    trace    (--trace FILE) Mooncake's conversations at an eighth of their length  tokens/s
     start    process start → first answer                                        s
 
 The bound of each row is the larger of memory and arithmetic, from what this card reached in this
@@ -58,6 +59,10 @@ PAGE = 16
 SEED = 11
 LIMITS = Limits(max_batched_tokens=8192, max_running=256)
 CONTEXT = 16_384
+TRACE_BLOCK = 512
+"""Tokens of a block in Mooncake's traces (Qin et al., FAST '25)."""
+TRACE_SCALE = 8
+TRACE_STREAMS = 64
 
 _COMMON = {"hidden_act": "silu", "rms_norm_eps": 1e-5, "max_position_embeddings": CONTEXT}
 SHAPES: dict[str, dict[str, Any]] = {
@@ -191,6 +196,7 @@ class Counter:
     """Stands for a mailbox: notes when a request's first token came and when it ended."""
 
     loop = Inline()
+    due = 0.0
 
     def __init__(self, ended: queue.SimpleQueue[Counter]) -> None:
         self.first: float | None = None
@@ -302,6 +308,16 @@ class Alone:
             last = max(last, counter.at)
         return last - began
 
+    def in_turn(self, name: str, asked: list[tuple[np.ndarray, int]], streams: int) -> None:
+        """Ask for these prompts and answer lengths in order, `streams` of them at any time."""
+        for prompt, wanted in asked[:streams]:
+            self.submit(name, prompt, wanted)
+        for ended in range(len(asked)):
+            counter = self._ended.get(timeout=300)
+            assert isinstance(counter.end, End), counter.end
+            if ended + streams < len(asked):
+                self.submit(name, *asked[ended + streams])
+
     def first_token(self, name: str, prompt: np.ndarray) -> float:
         """Seconds to the first token of one request."""
         return self.answer([(name, prompt, 1)])
@@ -320,7 +336,7 @@ def make_gpu_lane(name: str, shape: str, device: torch.device, kv_share: float) 
     return make_lane(
         name,
         Checkpoint(Path(), config, (), SamplingParams(), {}, dtype),
-        bench_text(),
+        bench_text(config.vocab),
         Timed(runner),
         num_pages=num_pages,
         page_size=PAGE,
@@ -334,12 +350,15 @@ def replace_weights(room: Room) -> Room:
     return replace(room, weights=0)
 
 
-def bench_text() -> Text:
+def bench_text(vocab: int) -> Text:
+    """A tokenizer in which every id of the model has a text, as a real one's have."""
     from tests.support.checkpoints import CHAT_TEMPLATE, train_tokenizer
 
-    tokenizer = Tokenizer.from_str(train_tokenizer(384))
+    raw = json.loads(train_tokenizer(384))
+    words = raw["model"]["vocab"]
+    words |= {f"Ġw{number}": number for number in range(len(words), vocab)}
     names = {"bos_token": "<|endoftext|>", "eos_token": "<|im_end|>"}
-    return Text(tokenizer, ChatTemplate(CHAT_TEMPLATE, names))
+    return Text(Tokenizer.from_str(json.dumps(raw)), ChatTemplate(CHAT_TEMPLATE, names))
 
 
 # --------------------------------------------------------------------------- bounds
@@ -495,6 +514,29 @@ class Bench:
                 lambda count=count, fresh=fresh: work(count, fresh=fresh),  # type: ignore[misc]
             )
 
+    def trace(self, path: Path) -> None:
+        """Mooncake's conversations, lengths and blocks an eighth of theirs, in their order, 64 at a
+        time. The bound knows which tokens were asked before."""
+        asked, fresh = read_trace(path, self.config.vocab)
+        wanted = sum(out for _, out in asked)
+        contexts = [float(len(prompt)) for prompt, _ in asked]
+        each = [statistics.mean(contexts)] * TRACE_STREAMS
+        linear = 2 * (self._bound.weights - self.config.vocab * self.config.hidden) * fresh
+        steps = wanted / TRACE_STREAMS
+        bound = wanted / (linear / self._bound.card.flop_s + steps * self._bound.decode_s(each))
+
+        def work() -> tuple[float, float]:
+            shift = int(self._rng.integers(1, 1000))  # nothing is known from the time before
+            moved = [((prompt + shift) % self.config.vocab, out) for prompt, out in asked]
+            began = time.perf_counter()
+            self._alone.in_turn(self.shape, moved, TRACE_STREAMS)
+            taken = time.perf_counter() - began
+            return wanted / taken, taken
+
+        self._row("trace", "tok/s", bound, work)
+        prompts = sum(len(prompt) for prompt, _ in asked)
+        print(f"      {len(asked)} conversations, {prompts:,} tokens in of which {fresh:,} new")
+
     def start(self, began_s: float) -> None:
         """The first answer of this process; `began_s` of wall time have passed before."""
         taken = began_s + self._alone.answer([(self.shape, self.ids(128), 16)])
@@ -505,6 +547,27 @@ class Bench:
         )  # fmt: skip
         self.rows.append(row)
         show(row)
+
+
+def read_trace(path: Path, vocab: int) -> tuple[list[tuple[np.ndarray, int]], int]:
+    """Prompts and answer lengths; and how many tokens stand in no earlier prompt's blocks."""
+    asked, known, fresh = [], set(), 0
+    for line in path.read_text().splitlines():
+        told = json.loads(line)
+        length = max(2, told["input_length"] // TRACE_SCALE)
+        blocks = [
+            np.random.default_rng(block).integers(10, vocab, TRACE_BLOCK // TRACE_SCALE)
+            for block in told["hash_ids"]
+        ]
+        prompt = np.concatenate(blocks)[:length].astype(np.int32)
+        fresh += sum(
+            min(TRACE_BLOCK // TRACE_SCALE, length - at * TRACE_BLOCK // TRACE_SCALE)
+            for at, block in enumerate(told["hash_ids"])
+            if block not in known
+        )
+        known |= set(told["hash_ids"])
+        asked.append((prompt, max(1, told["output_length"] // TRACE_SCALE)))
+    return asked, fresh
 
 
 def show(row: Row) -> None:
@@ -617,6 +680,8 @@ def run(options: argparse.Namespace) -> None:
         for name in ("single", "batch", "shared", "ttft"):
             if name in wanted:
                 getattr(bench, name)()
+        if options.trace is not None:
+            bench.trace(options.trace)
         if options.profile:
             profile_rows(bench, alone)
         alone.close()

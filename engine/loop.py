@@ -86,7 +86,7 @@ class Loop:
         self._inbox: list[_Submit | _Cancel] = []
         self._stopping = False
         self._ended = False
-        self._outbox = Outbox()
+        self._outbox = Outbox(clock)
         self._live: set[Request] = set()
         self._choices: dict[Sequence, Choice] = {}
         self._deadlines: list[tuple[float, int, Request]] = []

@@ -88,7 +88,8 @@ def check(call: Call, lane: Lane) -> None:
             f"top_logprobs must be 0 to {MAX_TOP_LOGPROBS}, not {call.top_logprobs}.",
             param="top_logprobs",
         )
-    if not isinstance(call.prompt, str) and any(not 0 <= t < lane.vocab for t in call.prompt):
+    ids = () if isinstance(call.prompt, str) else call.prompt
+    if ids and not (min(ids) >= 0 and max(ids) < lane.vocab):
         raise BadCall(
             f"The prompt holds token ids outside 0 to {lane.vocab - 1}; use the tokenizer of "
             f"{lane.name}.",

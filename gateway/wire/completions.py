@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Annotated
+from typing import Annotated, cast
 
 from msgspec import Meta
 
@@ -99,8 +99,8 @@ def _prompts(raw: str | list[str | int | list[int]]) -> list[str | tuple[int, ..
     if not raw:
         raise BadCall("prompt is empty; send a string, token ids, or a list of either.",
                       param="prompt")  # fmt: skip
-    if all(isinstance(piece, int) for piece in raw):
-        return [tuple(piece for piece in raw if isinstance(piece, int))]
+    if set(map(type, raw)) == {int}:
+        return [tuple(cast("list[int]", raw))]
     if len(raw) > MAX_PROMPTS:
         raise BadCall(f"prompt: at most {MAX_PROMPTS} prompts a request; got {len(raw)}.",
                       param="prompt")  # fmt: skip

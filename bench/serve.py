@@ -1,0 +1,208 @@
+"""What serving takes from the engine: the whole gateway, streaming, beside the engine alone.
+
+    python -m bench.serve [--shape 0.6b] [--shape 8b]
+
+The server (bench/serve_server.py) and the clients run on the machine of the GPU, each client in a
+process of its own. Requests are /v1/completions of 512 random token ids, 128 tokens out, streamed,
+each prompt new; keys, limits, ledger, exact cache, join, metrics and logs are on.
+
+    closed     128 streams, a new request when one ends: tokens/s, and the share of the engine alone
+    Poisson    arrivals at 80 % of the closed loop's rate: time per output token of each request
+               (last − first token over the tokens between), p50 and p99
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import multiprocessing
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.gateway_answers import KEY
+
+RESULTS = Path(__file__).parent / "results" / "serve.json"
+HOST, PORT = "127.0.0.1", 18_090
+PROMPT, WANTED, STREAMS, EACH = 512, 128, 128, 5
+CLIENTS = 4
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One request, as its client saw it. Seconds."""
+
+    tokens: int
+    began: float
+    first: float
+    last: float
+
+    @property
+    def tpot_ms(self) -> float:
+        return (self.last - self.first) / max(1, self.tokens - 1) * 1e3
+
+
+async def ask(prompt: list[int]) -> Seen:
+    """One streamed request on a connection of its own."""
+    body = json.dumps(
+        {
+            "model": "large",
+            "prompt": prompt,
+            "max_tokens": WANTED,
+            "temperature": 0,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+    )
+    head = (
+        f"POST /v1/completions HTTP/1.1\r\nHost: {HOST}\r\nAuthorization: Bearer {KEY}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+        "Connection: close\r\n\r\n"
+    )
+    began = time.perf_counter()
+    reader, writer = await asyncio.open_connection(HOST, PORT)
+    writer.write((head + body).encode())
+    first = last = 0.0
+    tail, status = b"", b""
+    try:
+        while piece := await reader.read(65536):
+            status = status or piece[:64]
+            if b"data: {" in piece:
+                last = time.perf_counter()
+                first = first or last
+            tail = (tail + piece)[-2000:]
+    finally:
+        writer.close()
+    if b" 200 " not in status:
+        raise RuntimeError(f"{status!r} … {tail!r}")
+    usage = [line for line in tail.split(b"\n") if b'"usage":{' in line][-1]
+    tokens = json.loads(usage.removeprefix(b"data: "))["usage"]["completion_tokens"]
+    return Seen(tokens, began, first, last)
+
+
+async def closed_loop(rng: np.random.Generator, vocab: int, streams: int, each: int) -> list[Seen]:
+    async def one() -> list[Seen]:
+        return [await ask(rng.integers(10, vocab, PROMPT).tolist()) for _ in range(each)]
+
+    return [
+        seen for some in await asyncio.gather(*(one() for _ in range(streams))) for seen in some
+    ]
+
+
+async def poisson(rng: np.random.Generator, vocab: int, rate: float, until: float) -> list[Seen]:
+    asked = []
+    while time.perf_counter() < until:
+        await asyncio.sleep(rng.exponential(1 / rate))
+        asked.append(asyncio.create_task(ask(rng.integers(10, vocab, PROMPT).tolist())))
+    return await asyncio.gather(*asked)
+
+
+def client(number: int, how: str, value: float, amount: float, vocab: int, out: Any) -> None:
+    """A client's process: `value` streams of `amount` requests each, or `value` requests a second
+    for `amount` seconds."""
+    rng = np.random.default_rng([number, int(time.time())])
+    if how == "closed":
+        out.put(asyncio.run(closed_loop(rng, vocab, int(value), int(amount))))
+    else:
+        until = time.perf_counter() + amount
+        out.put(asyncio.run(poisson(rng, vocab, value, until)))
+
+
+def all_clients(how: str, value: float, amount: float, vocab: int) -> list[Seen]:
+    """What all clients saw; `value` is shared among them."""
+    context = multiprocessing.get_context("spawn")
+    out = context.Queue()
+    each = [
+        context.Process(target=client, args=(at, how, value / CLIENTS, amount, vocab, out))
+        for at in range(CLIENTS)
+    ]
+    for process in each:
+        process.start()
+    seen = [one for _ in each for one in out.get(timeout=180)]
+    for process in each:
+        process.join()
+    return seen
+
+
+def speed(seen: list[Seen]) -> float:
+    """Tokens a second from the first request's beginning to the last answer's end, as the engine
+    alone is measured."""
+    taken = max(one.last for one in seen) - min(one.began for one in seen)
+    return sum(one.tokens for one in seen) / taken
+
+
+def wait_for(process: subprocess.Popen[str]) -> dict[str, Any]:
+    """The server's first line; then until it answers."""
+    assert process.stdout is not None
+    told: dict[str, Any] = json.loads(process.stdout.readline())
+    for _ in range(600):
+        try:
+            asyncio.run(ask([11] * 20))
+        except OSError:
+            time.sleep(0.1)
+        else:
+            return told
+    raise SystemExit("the server does not answer")
+
+
+def measure(shape: str, seconds: float) -> dict[str, Any]:
+    from bench.engine_gpu import SHAPES
+
+    vocab = int(SHAPES[shape]["vocab_size"])
+    command = [sys.executable, "-m", "bench.serve_server", str(PORT), shape]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            told = wait_for(process)
+            all_clients("closed", STREAMS, 2, vocab)
+            closed = all_clients("closed", STREAMS, EACH, vocab)
+            served = speed(closed)
+            rate = 0.8 * served / WANTED
+            open_ = all_clients("poisson", rate, seconds, vocab)
+        finally:
+            process.terminate()
+    tpot = sorted(one.tpot_ms for one in open_)
+    ttft = sorted((one.first - one.began) * 1e3 for one in open_)
+    row = {
+        "shape": shape,
+        **told,
+        "served": served,
+        "share": served / told["alone"],
+        "requests": len(closed),
+        "poisson_rps": rate,
+        "tpot_p50_ms": statistics.median(tpot),
+        "tpot_p99_ms": tpot[len(tpot) * 99 // 100],
+        "ttft_p50_ms": statistics.median(ttft),
+        "ttft_p99_ms": ttft[len(ttft) * 99 // 100],
+        "closed_tpot_p50_ms": statistics.median(one.tpot_ms for one in closed),
+    }
+    print(
+        f"{shape:>5} on {row['card']}: alone {row['alone']:,.0f} tok/s, served {served:,.0f}"
+        f" ({row['share']:.0%}; goal 90 %); at {rate:.0f} requests/s TPOT p50"
+        f" {row['tpot_p50_ms']:.2f} ms, p99 {row['tpot_p99_ms']:.2f}"
+        f" (× {row['tpot_p99_ms'] / row['tpot_p50_ms']:.2f}; goal 1.5), TTFT p50"
+        f" {row['ttft_p50_ms']:.0f} ms, p99 {row['ttft_p99_ms']:.0f}",
+        flush=True,
+    )
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--shape", action="append", choices=["8b", "0.6b", "tiny"])
+    parser.add_argument("--seconds", type=float, default=12.0)
+    parser.add_argument("--json", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    rows = [measure(shape, options.seconds) for shape in options.shape or ["0.6b", "8b"]]
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(json.dumps({"date": time.strftime("%Y-%m-%d"), "rows": rows}, indent=2))
+
+
+if __name__ == "__main__":
+    main()
