@@ -14,6 +14,8 @@ what is measured is the gateway. Rows:
     bare ASGI     reference: uvicorn, parse, canonical SHA-256, a dict; a canned response
     Starlette     the same as a Starlette route
 
+Answers by meaning are measured by bench/gateway_semantic.py, beside the time of an embedding.
+
 CPU per request is user + system time of the server process from /proc over the requests served;
 memory is the proportional set size when the cell ends. `other` is the share of core 0 that went to
 other processes meanwhile: numbers with more than a few percent there are not worth quoting.

@@ -1,0 +1,239 @@
+"""What answering by meaning costs through the whole gateway: hits, misses, and the embedding.
+
+    python -m bench.gateway_semantic                 # 100,000 questions, in 1 and 1,000 namespaces
+    python -m bench.gateway_semantic --entries 0     # an empty cache: half a minute
+
+Method. The server (bench/gateway_semantic_server.py) runs alone on core 0, this client on core 1,
+one request at a time over one connection, as `bench.gateway` at c=1. The model is a fake that
+answers at once. Each question is asked once, so that no vector is remembered and nothing is an
+exact hit. Policy static: one repetition in other words hits, and what the namespace has learnt
+plays no part; the decision of the bounded policy is timed by itself. The cache is filled over HTTP,
+with drawn vectors, kept in SQLite and read back at start. Rows:
+
+    embedding     the server's own span (Server-Timing `embed`), the way to its thread included
+    hit           a question in other words
+    miss          a question that is near to none, with the semantic cache
+    without       the same, with `enabled = false`
+    decision      of the bounded policy, in process
+
+Goals: hit p50 ≤ embedding p50 + 1 ms, miss p50 ≤ without p50 + embedding p50 + 1 ms.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import os
+import platform
+import random
+import signal
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+
+from bench.gateway import PORT, started
+from bench.gateway_answers import KEY
+from cache.verify import SIGNS, Sighting
+from cache.verify_budget import Budgeted, Terms
+
+NAMESPACES = 1000
+VERBS = "reset open close find move rename share export import print".split()
+NOUNS = "password account invoice folder report calendar ticket profile backup contract".split()
+PLACES = "the browser,the app,the office,the archive,the portal".split(",")
+TOPICS = [f"{verb} my {noun} in {place}" for verb, noun, place in product(VERBS, NOUNS, PLACES)]
+
+
+@dataclass(frozen=True)
+class Row:
+    """Milliseconds at the median and the 99th percentile."""
+
+    entries: int
+    namespaces: int
+    what: str
+    count: int
+    p50_ms: float
+    p99_ms: float
+
+
+@dataclass(frozen=True)
+class Reply:
+    origin: str
+    ms: float
+    embed_ms: float | None
+
+
+class Client:
+    def __init__(self, port: int) -> None:
+        self._line = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+
+    def ask(self, text: str, namespace: int = 0) -> Reply:
+        body = {
+            "model": "large",
+            "messages": [{"role": "user", "content": text}],
+            "max_tokens": 256 + namespace,
+            "temperature": 0,
+        }
+        headers = {"authorization": f"Bearer {KEY}", "content-type": "application/json"}
+        began = time.perf_counter()
+        self._line.request("POST", "/v1/chat/completions", json.dumps(body), headers)
+        reply = self._line.getresponse()
+        said = reply.read()
+        ms = (time.perf_counter() - began) * 1e3
+        if reply.status != 200:
+            raise SystemExit(f"{reply.status}: {said.decode(errors='replace')}")
+        return Reply(reply.headers["sluice-origin"], ms, _stage(reply.headers, "embed"))
+
+    def caches(self) -> dict[str, object]:
+        self._line.request("GET", "/admin/caches?limit=0")
+        told: dict[str, object] = json.loads(self._line.getresponse().read())["semantic"]
+        return told
+
+
+def _stage(headers: http.client.HTTPMessage, name: str) -> float | None:
+    for stage in headers.get("server-timing", "").split(","):
+        called, _, duration = stage.strip().partition(";dur=")
+        if called == name:
+            return float(duration)
+    return None
+
+
+@contextmanager
+def server(home: Path, mode: str, port: int) -> Iterator[Client]:
+    """Ready to answer by meaning, unless it is not to."""
+    module = [sys.executable, "-m", "bench.gateway_semantic_server"]
+    process = started(["taskset", "-c", "0", *module, str(port), str(home), mode], port)
+    try:
+        client = Client(port)
+        while mode != "off" and client.caches()["problem"]:
+            time.sleep(0.1)
+        yield client
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+
+
+def fill(home: Path, entries: int, namespaces: int, port: int) -> None:
+    with server(home, "fill", port) as client:
+        for number in range(entries):
+            client.ask(f"filling question {number}", number % namespaces)
+        kept = 0
+        for _ in range(600):  # what was asked last is still being kept
+            told = client.caches()["questions"]
+            assert isinstance(told, int)
+            kept = told
+            if kept >= entries:
+                return
+            time.sleep(0.1)
+        raise SystemExit(f"{kept} of {entries} questions were kept")
+
+
+def misses(client: Client, count: int, rng: random.Random) -> list[Reply]:
+    """Numbers differ, and with them the questions."""
+    cases = [(rng.randrange(10**9), rng.choice(NOUNS)) for _ in range(count)]
+    return [client.ask(f"Tell me about case {number} of my {noun}") for number, noun in cases]
+
+
+def measured(home: Path, entries: int, namespaces: int, count: int, port: int) -> list[Row]:
+    if entries:
+        fill(home, entries, namespaces, port)
+    rng = random.Random(0)
+    with server(home, "on", port) as client:
+        misses(client, 50, rng)
+        missed = [one for one in misses(client, count, rng) if one.origin != "semantic"]
+        topics = rng.sample(TOPICS, min(count, len(TOPICS)))
+        for topic in topics:
+            client.ask(f"How do I {topic}?")
+        hits = [client.ask(f"How can I {topic}?") for topic in topics]
+    with server(home, "off", port) as client:
+        misses(client, 50, rng)
+        without = misses(client, count, rng)
+    hit = [one for one in hits if one.origin == "semantic"]
+    embeds = [one.embed_ms for one in (*hit, *missed) if one.embed_ms is not None]
+    rows = {
+        "embedding": embeds,
+        "hit": [one.ms for one in hit],
+        "miss": [one.ms for one in missed],
+        "without": [one.ms for one in without],
+    }
+    return [row_of(entries, namespaces, what, times) for what, times in rows.items()]
+
+
+def row_of(entries: int, namespaces: int, what: str, times: list[float]) -> Row:
+    cuts = statistics.quantiles(times, n=100)
+    return Row(entries, namespaces, what, len(times), cuts[49], cuts[98])
+
+
+def decisions(rounds: int = 5_000) -> Row:
+    """Decisions of the bounded policy; one in fifty fits its odds anew."""
+    rng, policy = random.Random(1), Budgeted(Terms(0.02), random.Random(2))
+    times = []
+    for _ in range(rounds):
+        one = _sighting(rng.uniform(0.5, 1.0))
+        began = time.perf_counter()
+        verdict = policy.decide(one, 0.02)
+        times.append((time.perf_counter() - began) * 1e3)
+        if verdict.action != "serve":
+            policy.learn(one, verdict, right=one.similarity > 0.8)
+    return row_of(0, 1, "decision", times)
+
+
+def _sighting(similarity: float) -> Sighting:
+    signs = np.zeros(len(SIGNS))
+    signs[0], signs[1] = 1.0, similarity
+    return Sighting(0, 0, similarity, guarded=False, signs=signs)
+
+
+def line_of(row: Row) -> str:
+    return (
+        f"{row.entries:8} {row.namespaces:10} {row.what:10} {row.count:5} {row.p50_ms:8.3f} "
+        f"{row.p99_ms:8.3f}"
+    )
+
+
+def verdict_of(rows: list[Row]) -> str:
+    p50 = {row.what: row.p50_ms for row in rows}
+    over_hit = p50["hit"] - p50["embedding"]
+    over_miss = p50["miss"] - p50["without"] - p50["embedding"]
+    return (
+        f"hit − embedding {over_hit:.2f} ms (goal 1); "
+        f"miss − without − embedding {over_miss:.2f} ms (goal 1)"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--entries", type=int, default=100_000, help="questions kept beforehand")
+    parser.add_argument("--count", type=int, default=400, help="requests of a kind")
+    parser.add_argument("--port", type=int, default=PORT)
+    parser.add_argument("--save", type=Path, default=Path("bench/results/gateway_semantic.json"))
+    asked = parser.parse_args()
+    if len(os.sched_getaffinity(0)) < 2:
+        raise SystemExit("This bench needs two cores: one for the server and one for the client.")
+    os.sched_setaffinity(0, {1})
+    told: list[Row] = []
+    print(f"{'entries':>8} {'namespaces':>10} {'what':10} {'n':>5} {'p50 ms':>8} {'p99 ms':>8}")
+    for namespaces in (1, NAMESPACES) if asked.entries else (1,):
+        with tempfile.TemporaryDirectory() as home:
+            rows = measured(Path(home), asked.entries, namespaces, asked.count, asked.port)
+        print(*map(line_of, rows), sep="\n")
+        print(verdict_of(rows), flush=True)
+        told += rows
+    told.append(decisions())
+    print(line_of(told[-1]))
+    asked.save.parent.mkdir(parents=True, exist_ok=True)
+    machine = {"python": platform.python_version(), "cores": os.cpu_count()}
+    rows_told = [asdict(row) for row in told]
+    asked.save.write_text(json.dumps({"machine": machine, "rows": rows_told}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

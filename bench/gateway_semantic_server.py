@@ -1,0 +1,85 @@
+"""The server that bench/gateway_semantic.py measures: all layers on, a model that answers at once.
+
+    python -m bench.gateway_semantic_server PORT HOME off|fill|on
+
+`fill` has an embedder that draws vectors instead of computing them, and keeps what it is asked in
+HOME; `on` finds that there and has the real one.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import threading
+import zlib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from bench.gateway_answers import PIECES
+from bench.gateway_server import settings_on
+from cache.embed import BUNDLED, Encoder, OnnxEncoder, Vector, prepare
+from gateway.assemble import assemble
+from gateway.backend import PlainBackend
+from gateway.catalog import ModelCard
+from gateway.configure import Loaded
+from gateway.observe.logs import LineWriter, build_log
+from gateway.parts.embedding import Embedding
+from gateway.server import build_server, run
+from gateway.settings import SemanticCache, Settings
+from tests.support.fake import FakeModel
+
+EMBEDDERS = Path(".cache/embedders")
+MANY = 10_000_000
+
+
+class Drawn:
+    """Unit vectors by the text's checksum, under the name of the real embedder."""
+
+    def __init__(self, real: OnnxEncoder) -> None:
+        self.fingerprint = real.fingerprint
+        self.dimensions = real.dimensions
+
+    def encode(self, text: str) -> Vector:
+        drawn = np.random.default_rng(zlib.crc32(text.encode())).standard_normal(self.dimensions)
+        unit: Vector = (drawn / np.linalg.norm(drawn)).astype(np.float32)
+        return unit
+
+    def tokens(self, text: str) -> int:
+        return len(text.split())
+
+
+def semantic_in(home: Path, mode: str) -> SemanticCache:
+    return SemanticCache(
+        enabled=mode != "off",
+        store=f"sqlite:///{home}/semantic.db",
+        scope_bytes=32 << 30,
+        policy="static",
+        threshold=0.8 if mode == "on" else 1.0,
+        max_entries=MANY,
+        max_per_user=MANY,
+        max_namespaces=MANY,
+    )
+
+
+def serve(settings: Settings, mode: str) -> None:
+    def make(_: threading.Event) -> Encoder:
+        real = OnnxEncoder(prepare(BUNDLED, EMBEDDERS))
+        return Drawn(real) if mode == "fill" else real
+
+    fakes = {name: FakeModel(lambda _: PIECES, name=name, keep=False) for name in settings.models}
+    cards = {name: ModelCard(name, "0" * 64, 8192, 0.5, 2.0) for name in fakes}
+    with tempfile.TemporaryFile() as sink:
+        writer = LineWriter(sink)
+        log = build_log(writer, "info", as_json=True)
+        embedding = Embedding(BUNDLED, make, log)
+        system = assemble(Loaded(settings), PlainBackend(fakes, cards), log, embedding)
+        run(build_server(system.app, settings.server, system.drain, log))
+        writer.close()
+
+
+if __name__ == "__main__":
+    port, home, mode = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+    plain = settings_on(port, "memory://", 64 << 20, str(home))
+    serve(replace(plain, semantic=semantic_in(home, mode)), mode)
