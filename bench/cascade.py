@@ -14,22 +14,19 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bench import cascade_scores as routers
+from bench.cascade_cost import time_decisions
 from bench.cascade_data import Graded, embed, gsm8k, mmlu
 from bench.cascade_promise import WAYS, population, run_way
-from bench.cascade_scores import Grades, Scorer, Table, fit_ours, grade
+from bench.cascade_scores import Grades, Scorer, Table, grade
 from bench.cascade_tasks import run_tasks
-from cascade.features import before
-from cascade.judge import Answered, judge
 from cascade.promise import Promise
-from engine.contract import Call
 
 ANSWER_MARKS = ("sums_right", "sums_wrong", "any_sum_wrong")
 
@@ -139,34 +136,6 @@ def print_promise(title: str, rows: list[dict[str, Any]]) -> None:
     for row in rows:
         line = f"{row['n']:6}  {row['way']:40}{row['missed']:8.1%}{row['large_share']:8.1%}"
         print(f"{line}{row['cost_points']:26}")
-
-
-def time_decisions(table: Table) -> dict[str, float]:
-    """Milliseconds of each step of a decision, the median of 500, embedding not counted."""
-    rows = np.arange(len(table.graded))
-    route = fit_ours(table, rows, ("embedding", "before"), np.random.default_rng(0))
-    both = fit_ours(table, rows, ("embedding", "before", "after"), np.random.default_rng(0))
-    prompt, answer = table.graded.prompts[0], table.graded.answers[0]
-    call = Call(kind="text", model="auto", scope="bench", prompt=prompt)
-    seen = Answered(answer, (-0.1,) * 120, "stop")
-    vector, cheap = table.embedding[0], table.before[0]
-    verdict = judge(call, prompt, seen)
-    inputs = {"embedding": vector, "before": cheap, "after": verdict.features}
-    return {
-        "route: features": _median_ms(lambda: before(call)),
-        "route: gain model": _median_ms(lambda: route.estimate(inputs)),
-        "judge: whole answer's features": _median_ms(lambda: judge(call, prompt, seen)),
-        "judge: gain model": _median_ms(lambda: both.estimate(inputs)),
-    }
-
-
-def _median_ms(step: Callable[[], object]) -> float:
-    times = []
-    for _ in range(500):
-        started = time.perf_counter()
-        step()
-        times.append(time.perf_counter() - started)
-    return round(float(np.median(times)) * 1e3, 4)
 
 
 def main() -> None:
