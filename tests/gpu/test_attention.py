@@ -219,7 +219,7 @@ def test_the_split_of_a_batch_depends_on_its_size_alone() -> None:
     assert decode_splits(1, 8, 132) == 32
     assert decode_splits(128, 8, 132) == decode.LEAST_SPLITS
     assert extend_splits(8192, 32, 8, 132) == 1
-    assert extend_splits(16, 32, 8, 132) == 16
+    assert extend_splits(16, 32, 8, 132) == 32
 
 
 def test_scratch_that_is_too_small_is_refused() -> None:

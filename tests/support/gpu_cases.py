@@ -27,7 +27,7 @@ LIMITS = {torch.float32: 1e-5, torch.bfloat16: 8e-3, torch.float16: 1.5e-3}
 """‖out − ref‖ / ‖ref‖ against float64: rounding of the result, and of the weights of a softmax."""
 
 
-def grid(*axes: Sequence[Any], most: int = 48) -> list[tuple[Any, ...]]:
+def grid(*axes: Sequence[Any], most: int = 32) -> list[tuple[Any, ...]]:
     """Combinations of the axes' values: on a GPU, where each is compiled, `most` drawn from all; in
     the interpreter, which is thousands of times slower, as many as show each value once."""
     if INTERPRETED:

@@ -36,6 +36,7 @@ from engine.kernels.gpu.attend import (
     precision,
     put_part,
 )
+from engine.kernels.gpu.overlap import await_last, let_next, overlapping
 from engine.pool import LayerKV
 
 BLOCK_N = 64
@@ -55,11 +56,15 @@ def decode_splits(rows: int, kv_heads: int, sms: int) -> int:
 def _decode(
     q, k, v, tables, lengths, starts, out, part_at, lse_at, counters,
     q_stride, table_stride, out_stride, slot_size, scale,
-    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, GROUP: tl.constexpr, LANES: tl.constexpr,
+    D: tl.constexpr,
     WIDTH: tl.constexpr, PAGE: tl.constexpr, M: tl.constexpr, BLOCK_N: tl.constexpr,
     SPLITS: tl.constexpr, PREFIX_SPLITS: tl.constexpr, MIN_CHUNK: tl.constexpr,
-    WINDOW: tl.constexpr, PRECISION: tl.constexpr,
+    WINDOW: tl.constexpr, PRECISION: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
+    if OVERLAP:
+        let_next()
+        await_last()
     split = tl.program_id(0)
     head = tl.program_id(1)
     row = tl.program_id(2)
@@ -111,9 +116,15 @@ def _decode(
     counter = counters + row * KV_HEADS + head
     if tl.atomic_add(counter, 1, sem="acq_rel") == active - 1:
         from_slot = tl.where(grouped, 0, PREFIX_SPLITS)
-        whole = merged(part_at, lse_at, heads_at, mask, dims, dim_mask, from_slot,
-                       PREFIX_SPLITS + active, slot_size, M, WIDTH, D)  # fmt: skip
-        tl.store(out_at, whole.to(out.dtype.element_ty), mask=out_mask)
+        COLUMNS: tl.constexpr = LANES * WIDTH
+        columns = tl.arange(0, COLUMNS)
+        lane = columns // WIDTH
+        there = (lane < GROUP) & (columns % WIDTH < D)
+        first_head = row.to(tl.int64) * HEADS + head * GROUP
+        whole = merged(part_at, lse_at, first_head, columns, there, from_slot,
+                       PREFIX_SPLITS + active, slot_size, WIDTH, D, COLUMNS)  # fmt: skip
+        whole_at = out + row.to(tl.int64) * out_stride + (head * GROUP + lane) * D
+        tl.store(whole_at + columns % WIDTH, whole.to(out.dtype.element_ty), mask=there)
         tl.store(counter, 0)
 
 
@@ -143,12 +154,13 @@ def decode_attention(
         q, kv.k, kv.v, tables, lengths, lengths if starts is None else starts, out,
         scratch.part, scratch.lse, scratch.counters,
         q.stride(0), tables.stride(0), out.stride(0), rows * heads, scale * LOG2_E,
-        HEADS=heads, KV_HEADS=kv_heads, GROUP=heads // kv_heads, D=head_dim,
+        HEADS=heads, KV_HEADS=kv_heads, GROUP=heads // kv_heads,
+        LANES=triton.next_power_of_2(heads // kv_heads), D=head_dim,
         WIDTH=max(16, triton.next_power_of_2(head_dim)), PAGE=page_size,
         M=max(16, triton.next_power_of_2(heads // kv_heads)), BLOCK_N=BLOCK_N,
         SPLITS=splits, PREFIX_SPLITS=0 if starts is None else prefix_splits,
         MIN_CHUNK=min_chunk(splits), WINDOW=window, PRECISION=precision(q.dtype),
-        num_warps=WARPS, num_stages=STAGES,
+        num_warps=WARPS, num_stages=STAGES, **overlapping(q.device),
     )  # fmt: skip
 
 

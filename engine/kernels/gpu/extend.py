@@ -12,13 +12,15 @@ Which tile belongs to which chunk is found by each program from `q_starts` (a su
 so the grid depends on the number of rows and chunks alone and captures.
 
 Few tokens behind a long cached prefix (a warm prompt) leave most of the card idle, and a step is
-then as long as one program's walk through the context: `splits` cuts the context, merged as in
-decode.
+then as long as one program's walk through the context: `splits` cuts the context, and a second
+kernel merges.
 
 Source: FlashAttention-2 (Dao 2023).
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 import triton
@@ -29,24 +31,46 @@ from engine.kernels.gpu.attend import (
     LOG2_E,
     Scratch,
     attend_blocks,
+    attend_whole_blocks,
     attention_twin,
     finished,
     gathered,
-    merged,
+    merge_rows,
     precision,
     put_part,
 )
+from engine.kernels.gpu.overlap import await_last, let_next, overlapping
 from engine.pool import LayerKV
 
 MIN_CHUNK = 256
 
 
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """Stacked queries of a program, tokens of a block, and how they are walked."""
+
+    m: int
+    n: int
+    warps: int
+    stages: int
+    registers: int | None = None
+    """At most, a thread; so that two programs fit on a multiprocessor."""
+
+
+def best_tile(stacked: int, head_dim: int, dtype: torch.dtype) -> Tile:
+    """Measured: python -m bench.kernels --sweep extend."""
+    m = _block_m(stacked)
+    if triton.next_power_of_2(head_dim) > 128 or dtype == torch.float32:
+        return Tile(m, 32, 8 if m == 128 else 4, 2)
+    return Tile(m, 32, 8, 3, 128) if m == 128 else Tile(m, 64, 4, 3)
+
+
 def extend_splits(rows: int, heads: int, kv_heads: int, sms: int) -> int:
-    """Into how many parts the context of `rows` new tokens is cut: about one program a
+    """Into how many parts the context of `rows` new tokens is cut: about two programs a
     multiprocessor, and none for rows that fill the card by themselves."""
     tiles = -(-rows * heads // (kv_heads * _block_m(rows * heads // kv_heads)))
-    wanted = sms // max(1, tiles * kv_heads)
-    return max(1, min(16, 1 << max(0, wanted.bit_length() - 1)))
+    wanted = 2 * sms // max(1, tiles * kv_heads)
+    return max(1, min(32, 1 << max(0, wanted.bit_length() - 1)))
 
 
 def _block_m(stacked: int) -> int:
@@ -69,13 +93,16 @@ def find_tile(q_starts, chunks, tile, CHUNKS: tl.constexpr, TOKENS: tl.constexpr
 
 @triton.jit
 def _extend(
-    q, k, v, tables, q_starts, kv_lengths, out, part_at, lse_at, counters,
+    q, k, v, tables, q_starts, kv_lengths, out, part_at, lse_at,
     chunks, q_stride, table_stride, out_stride, slot_size, scale,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, GROUP: tl.constexpr, LANES: tl.constexpr,
     D: tl.constexpr, WIDTH: tl.constexpr, PAGE: tl.constexpr, M: tl.constexpr,
     BLOCK_N: tl.constexpr, CHUNKS: tl.constexpr, SPLITS: tl.constexpr, MIN_CHUNK: tl.constexpr,
-    WINDOW: tl.constexpr, PRECISION: tl.constexpr,
+    WINDOW: tl.constexpr, PRECISION: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
+    if OVERLAP:
+        let_next()
+        await_last()
     head = tl.program_id(0)
     tile = tl.program_id(1)
     split = tl.program_id(2)
@@ -101,14 +128,15 @@ def _extend(
     share = tl.maximum(tl.cdiv(tl.cdiv(high - low, SPLITS), BLOCK_N) * BLOCK_N, MIN_CHUNK)
     if SPLITS == 1:
         share = tl.cdiv(high - low, BLOCK_N) * BLOCK_N
-    active = tl.cdiv(high - low, share)
-    if split >= active:
+    heads_at = row.to(tl.int64) * HEADS + head * GROUP + lane
+    if split * share >= high - low:
+        tl.store(lse_at + split * slot_size + heads_at, tl.full((M,), float("-inf"), tl.float32),
+                 mask=mask)  # fmt: skip
         return
 
     dims = tl.arange(0, WIDTH)
     dim_mask = dims < D
     offsets = tl.arange(0, BLOCK_N)
-    heads_at = row.to(tl.int64) * HEADS + head * GROUP + lane
     inner = (head * GROUP + lane)[:, None] * D + dims[None, :]
     full = mask[:, None] & dim_mask[None, :]
     queries = tl.load(q + row.to(tl.int64)[:, None] * q_stride + inner, mask=full, other=0.0)
@@ -123,10 +151,10 @@ def _extend(
         # Tokens before the tile's first position hide nothing.
         middle = tl.minimum((before + place * TOKENS + 1) // BLOCK_N * BLOCK_N, end)
         middle = tl.maximum(middle // BLOCK_N * BLOCK_N, begin)
-        acc, top, total = attend_blocks(
+        acc, top, total = attend_whole_blocks(
             acc, top, total, queries, k + head * D, v + head * D, table, begin, middle, length,
-            seen, scale, offsets, dims, dim_mask, ROW=KV_HEADS * D, PAGE=PAGE, BLOCK_N=BLOCK_N,
-            MASKED=False, CAUSAL=False, WINDOW=0, EVEN_D=D == WIDTH, PRECISION=PRECISION,
+            scale, offsets, dims, dim_mask, ROW=KV_HEADS * D, PAGE=PAGE, BLOCK_N=BLOCK_N,
+            EVEN_D=D == WIDTH, PRECISION=PRECISION,
         )  # fmt: skip
     acc, top, total = attend_blocks(
         acc, top, total, queries, k + head * D, v + head * D, table, middle, end, end, seen,
@@ -138,17 +166,7 @@ def _extend(
     if SPLITS == 1:
         tl.store(out_at, part.to(out.dtype.element_ty), mask=full)
     else:
-        if active == 1:
-            tl.store(out_at, part.to(out.dtype.element_ty), mask=full)
-            return
         put_part(part, lse, part_at, lse_at, heads_at, mask, dims, dim_mask, split, slot_size, D)
-        tl.debug_barrier()
-        counter = counters + tile * KV_HEADS + head
-        if tl.atomic_add(counter, 1, sem="acq_rel") == active - 1:
-            whole = merged(part_at, lse_at, heads_at, mask, dims, dim_mask, 0, active, slot_size,
-                           M, WIDTH, D)  # fmt: skip
-            tl.store(out_at, whole.to(out.dtype.element_ty), mask=full)
-            tl.store(counter, 0)
 
 
 def extend_attention(
@@ -163,6 +181,7 @@ def extend_attention(
     splits: int = 1,
     scratch: Scratch | None = None,
     window: int = 0,
+    tile: Tile | None = None,
 ) -> None:
     """q, out [rows, heads · head_dim]; tables int32 [chunks, pages]; q_starts int32 [chunks + 1];
     kv_lengths int32 [chunks]: context with the chunk's last row, whose keys and values are stored
@@ -173,23 +192,25 @@ def extend_attention(
     heads = q.shape[1] // head_dim
     group = heads // kv_heads
     lanes = triton.next_power_of_2(group)
-    m = max(_block_m(rows * lanes), lanes)
+    tile = tile or best_tile(rows * lanes, head_dim, q.dtype)
+    m = max(tile.m, lanes)
     tiles = min(rows, triton.cdiv(rows, m // lanes) + chunks - 1)
-    wide = triton.next_power_of_2(head_dim) > 128 or q.dtype == torch.float32
     if splits > 1:
         assert scratch is not None, "a split context needs scratch"
-        scratch.check(rows, splits, tiles * kv_heads)
+        scratch.check(rows, splits, 0)
     _extend[(kv_heads, tiles, splits)](
         q, kv.k, kv.v, tables, q_starts, kv_lengths, out,
         scratch.part if scratch else q, scratch.lse if scratch else q,
-        scratch.counters if scratch else q_starts,
         chunks, q.stride(0), tables.stride(0), out.stride(0), rows * heads, scale * LOG2_E,
         HEADS=heads, KV_HEADS=kv_heads, GROUP=group, LANES=lanes, D=head_dim,
         WIDTH=max(16, triton.next_power_of_2(head_dim)), PAGE=page_size, M=m,
-        BLOCK_N=32 if wide else 64, CHUNKS=triton.next_power_of_2(chunks), SPLITS=splits,
+        BLOCK_N=tile.n, CHUNKS=triton.next_power_of_2(chunks), SPLITS=splits,
         MIN_CHUNK=MIN_CHUNK, WINDOW=window, PRECISION=precision(q.dtype),
-        num_warps=8 if m == 128 else 4, num_stages=2 if wide else 3,
+        num_warps=tile.warps, num_stages=tile.stages, maxnreg=tile.registers,
+        **overlapping(q.device),
     )  # fmt: skip
+    if scratch is not None and splits > 1:
+        merge_rows(scratch, q_starts, out, heads, head_dim, splits)
 
 
 def extend_twin(

@@ -1,18 +1,20 @@
-"""x · Wᵀ for few rows, with what stands around it: norm before, bias, residual or SiLU·mul behind.
+"""x · Wᵀ for one row, with what stands around it: norm before, bias, residual or SiLU·mul behind.
 
 Bound: memory. A decode step of one request is the weights read once; 15.0 GB of the 8B shape at
 4.2 TB/s are 3.6 ms. What costs beyond that are the gaps between launches and the ramps at their
 ends, so the norm, the residual sum and the activation are not launches of their own: a layer is
-five kernels instead of nine.
+six kernels instead of ten, and each asks for its first weights before the one before has ended
+(overlap.py).
 
-    one row:    program = BLOCK_N rows of W, walked along K in fp32, without tensor cores
-    2–16 rows:  program = BLOCK_N rows of W × 16 rows of x on the tensor cores, pipelined
+    program = BLOCK_N rows of W, walked along K in fp32, the next block on its way; no tensor cores
 
 The norm is a factor of the whole row, so it needs no pass of its own: Σx² grows beside the product,
-x · weight is what is multiplied, and 1/√(mean + eps) comes at the end. In fp32 throughout for one
-row; x · weight is rounded once to the type of W for the tensor cores, as the normed x would be.
+x · weight is what is multiplied, and 1/√(mean + eps) comes at the end.
 
 `residual` may be `out`: each number is read and written by one program. `x` must be neither.
+
+Rejected: the same for 2 to 16 rows on the tensor cores. It reached 62 to 82 % of the bound on an
+H100, cuBLAS 85 to 93 %, which is more than the separate norms and sums cost.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-MOST_ROWS = 16
+from engine.kernels.gpu.overlap import await_last, let_next, overlapping
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,25 +36,33 @@ class Tile:
     n: int
     k: int
     warps: int
-    stages: int
 
 
-def one_row_tile(n: int, k: int) -> Tile:
-    """Measured on an H100: see bench/kernels.py --sweep. Enough programs to fill every
-    multiprocessor several times, each with 8 to 32 KB of weights in flight."""
-    block_k = 1024 if k % 1024 == 0 else min(1024, triton.next_power_of_2(k))
-    return Tile(4 if n * k >= 1 << 23 else 2, block_k, 4, 1)
+def best_tile(n: int, k: int, *, silu_mul: bool) -> Tile:
+    """Measured on an H100: python -m bench.kernels --sweep skinny."""
+    if silu_mul:
+        return Tile(2, min(1024, triton.next_power_of_2(k)), 4)
+    if k >= 4096:
+        return Tile(8, 1024, 8)
+    if n <= 1024 and k >= 2048:
+        return Tile(4, 2048, 8)
+    return Tile(4 if n * k >= 1 << 20 else 2, min(1024, triton.next_power_of_2(k)), 4)
 
 
-def few_rows_tile(n: int, k: int) -> Tile:
-    return Tile(64 if n >= 16384 else 32 if n >= 8192 else 16, 128 if k >= 128 else 64, 4, 5)
+@triton.jit
+def weight_block(at, row_mask, mask, EVEN: tl.constexpr):
+    if EVEN:
+        block = tl.load(at)
+    else:
+        block = tl.load(at, mask=row_mask[:, None] & mask[None, :], other=0.0)
+    return block
 
 
 @triton.jit
 def _one_row(
     x, weight, out, bias, norm, residual, n, k, eps,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EVEN: tl.constexpr, BIAS: tl.constexpr,
-    NORM: tl.constexpr, RESIDUAL: tl.constexpr, SILU: tl.constexpr, STAGES: tl.constexpr,
+    NORM: tl.constexpr, RESIDUAL: tl.constexpr, SILU: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     row_mask = rows < n
@@ -61,18 +71,23 @@ def _one_row(
     second = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
     squares = tl.zeros((BLOCK_K,), tl.float32)
     at = weight + rows.to(tl.int64)[:, None] * k + columns[None, :]
-    for start in tl.range(0, k, BLOCK_K, num_stages=STAGES):
+    next_w = weight_block(at, row_mask, columns < k, EVEN)
+    if SILU:
+        ups = at + n.to(tl.int64) * k
+        next_up = weight_block(ups, row_mask, columns < k, EVEN)
+    if OVERLAP:
+        let_next()
+        await_last()
+    for start in tl.range(0, k, BLOCK_K):
         mask = start + columns < k
-        if EVEN:
-            w = tl.load(at + start)
-        else:
-            w = tl.load(at + start, mask=row_mask[:, None] & mask[None, :], other=0.0)
+        w = next_w
+        ahead = start + BLOCK_K + columns < k
+        if start + BLOCK_K < k:
+            next_w = weight_block(at + start + BLOCK_K, row_mask, ahead, EVEN)
         if SILU:
-            there = at + start + n.to(tl.int64) * k
-            if EVEN:
-                up = tl.load(there)
-            else:
-                up = tl.load(there, mask=row_mask[:, None] & mask[None, :], other=0.0)
+            up = next_up
+            if start + BLOCK_K < k:
+                next_up = weight_block(ups + start + BLOCK_K, row_mask, ahead, EVEN)
         value = tl.load(x + start + columns, mask=mask, other=0.0).to(tl.float32)
         if NORM:
             squares += value * value
@@ -97,58 +112,6 @@ def _one_row(
     tl.store(out + rows, result.to(out.dtype.element_ty), mask=row_mask)
 
 
-@triton.jit
-def _few_rows(
-    x, weight, out, bias, norm, residual, m, n, k, eps, x_stride, out_stride, residual_stride,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BIAS: tl.constexpr,
-    NORM: tl.constexpr, RESIDUAL: tl.constexpr, SILU: tl.constexpr, PRECISION: tl.constexpr,
-    STAGES: tl.constexpr,
-):  # fmt: skip
-    rows = tl.arange(0, BLOCK_M)
-    columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    inner = tl.arange(0, BLOCK_K)
-    row_mask = rows < m
-    column_mask = columns < n
-    first = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    second = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    squares = tl.zeros((BLOCK_M,), tl.float32)
-    at = weight + columns.to(tl.int64)[None, :] * k + inner[:, None]
-    for start in tl.range(0, k, BLOCK_K, num_stages=STAGES):
-        mask = start + inner < k
-        w = tl.load(at + start, mask=mask[:, None] & column_mask[None, :], other=0.0)
-        value = tl.load(
-            x + rows[:, None] * x_stride + start + inner[None, :],
-            mask=row_mask[:, None] & mask[None, :],
-            other=0.0,
-        )
-        if NORM:
-            wide = value.to(tl.float32)
-            squares += tl.sum(wide * wide, axis=1)
-            scale = tl.load(norm + start + inner, mask=mask, other=0.0).to(tl.float32)
-            value = (wide * scale[None, :]).to(w.dtype)
-        first = tl.dot(value, w, first, input_precision=PRECISION)
-        if SILU:
-            there = at + start + n.to(tl.int64) * k
-            up = tl.load(there, mask=mask[:, None] & column_mask[None, :], other=0.0)
-            second = tl.dot(value, up, second, input_precision=PRECISION)
-    if NORM:
-        factor = (1.0 / tl.sqrt(squares / k + eps))[:, None]
-        first *= factor
-        second *= factor
-    if BIAS:
-        first += tl.load(bias + columns, mask=column_mask, other=0.0).to(tl.float32)[None, :]
-    if SILU:
-        if BIAS:
-            second += tl.load(bias + n + columns, mask=column_mask, other=0.0).to(tl.float32)
-        first = first / (1.0 + tl.exp(-first)) * second
-    mask = row_mask[:, None] & column_mask[None, :]
-    if RESIDUAL:
-        old = residual + rows[:, None] * residual_stride + columns[None, :]
-        first += tl.load(old, mask=mask, other=0.0).to(tl.float32)
-    there = out + rows[:, None] * out_stride + columns[None, :]
-    tl.store(there, first.to(out.dtype.element_ty), mask=mask)
-
-
 def skinny(
     x: Tensor,
     weight: Tensor,
@@ -163,11 +126,13 @@ def skinny(
 ) -> None:
     """out = residual + act(norm(x) · weightᵀ + bias).
 
-    x [rows, in], rows up to MOST_ROWS; weight [n, in], dense; out, residual [rows, n]. `norm` [in]:
-    the weight of an RMSNorm with `eps`. With `silu_mul` weight and bias hold the gates and then the
-    ups, and out is half as wide.
+    x [1, in]; weight [n, in], dense; out, residual [1, n]. `norm` [in]: the weight of an RMSNorm
+    with `eps`. With `silu_mul` weight and bias hold the gates and then the ups, and out is half as
+    wide.
     """
-    rows, k = x.shape
+    if len(x) != 1:
+        raise ValueError(f"skinny multiplies one row, not {len(x)}: ask skinny_fits first")
+    k = x.shape[1]
     n = len(weight) // 2 if silu_mul else len(weight)
     switches = {
         "BIAS": bias is not None,
@@ -176,19 +141,10 @@ def skinny(
         "SILU": silu_mul,
     }
     beside = tuple(weight if part is None else part for part in (bias, norm, residual))
-    if rows == 1:
-        tile = tile or one_row_tile(n, k)
-        _one_row[(triton.cdiv(n, tile.n),)](
-            x, weight, out, *beside, n, k, eps, BLOCK_N=tile.n, BLOCK_K=tile.k,
-            EVEN=n % tile.n == 0 and k % tile.k == 0, **switches, STAGES=tile.stages,
-            num_warps=tile.warps,
-        )  # fmt: skip
-        return
-    tile = tile or few_rows_tile(n, k)
-    _few_rows[(triton.cdiv(n, tile.n),)](
-        x, weight, out, *beside, rows, n, k, eps, x.stride(0), out.stride(0), beside[2].stride(0),
-        BLOCK_M=MOST_ROWS, BLOCK_N=tile.n, BLOCK_K=tile.k, **switches,
-        PRECISION="ieee" if x.dtype == torch.float32 else "tf32", STAGES=tile.stages,
+    tile = tile or best_tile(n, k, silu_mul=silu_mul)
+    _one_row[(triton.cdiv(n, tile.n),)](
+        x, weight, out, *beside, n, k, eps, BLOCK_N=tile.n, BLOCK_K=tile.k,
+        EVEN=n % tile.n == 0 and k % tile.k == 0, **switches, **overlapping(x.device),
         num_warps=tile.warps,
     )  # fmt: skip
 

@@ -20,6 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from engine.kernels.gpu.overlap import await_last, let_next, overlapping
 from engine.kernels.rotary import frequencies
 from engine.models.config import Rope
 from engine.models.weights import HeadNorms
@@ -62,8 +63,11 @@ def rotated_halves(first, second, table, position, dims, dim_mask, D: tl.constex
 def _rope_store(
     qkv, positions, slots, table, k_slots, v_slots, q_weight, k_weight, stride, eps,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr, NORM: tl.constexpr,
-    Q_BLOCK: tl.constexpr, KV_BLOCK: tl.constexpr, HALF: tl.constexpr,
+    Q_BLOCK: tl.constexpr, KV_BLOCK: tl.constexpr, HALF: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
+    if OVERLAP:
+        let_next()
+        await_last()
     row = tl.program_id(0).to(tl.int64)
     position = tl.load(positions + row).to(tl.int64)
     slot = tl.load(slots + row).to(tl.int64)
@@ -120,7 +124,7 @@ def rope_store(
         qkv.stride(0), norms.eps if norms else 0.0,
         HEADS=heads, KV_HEADS=kv_heads, D=head_dim, NORM=norms is not None,
         Q_BLOCK=triton.next_power_of_2(heads), KV_BLOCK=triton.next_power_of_2(kv_heads),
-        HALF=triton.next_power_of_2(head_dim // 2), num_warps=4,
+        HALF=triton.next_power_of_2(head_dim // 2), num_warps=4, **overlapping(qkv.device),
     )  # fmt: skip
 
 
