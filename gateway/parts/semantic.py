@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
 from cache.archive import Archive
 from cache.archive_sqlite import SqliteArchive
 from cache.entry import SpaceState
@@ -41,9 +43,14 @@ class SemanticLayer:
         self._embedding = embedding
         self._log = log
         self._waking: asyncio.Task[None] | None = None
+        self._one_thread: threadpool_limits | None = None
 
     def begin(self) -> None:
-        """Wake in the background; until then the layer says "bypass" and why."""
+        """Wake in the background; until then the layer says "bypass" and why.
+
+        numpy's products are held to one thread: fitting a namespace's odds takes 3 ms so, and 100
+        times as long where OpenBLAS waits for a second core that is busy with something else."""
+        self._one_thread = threadpool_limits(1, user_api="blas")
         self._waking = asyncio.create_task(self._wake(), name="wake-semantic-cache")
 
     async def restored(self) -> None:
@@ -91,6 +98,8 @@ class SemanticLayer:
             with suppress(asyncio.CancelledError):
                 await self._waking
         await self.answerer.close()
+        if self._one_thread is not None:
+            self._one_thread.restore_original_limits()
 
 
 class SemanticTerms:

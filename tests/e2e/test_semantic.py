@@ -7,9 +7,11 @@ import threading
 from pathlib import Path
 
 import pytest
+from threadpoolctl import threadpool_info
 
 from gateway.settings import SemanticCache
 from tests.support.embedders import embedding_of
+from tests.support.encoders import BagEncoder
 from tests.support.meaning import (
     AGAIN,
     ASKED,
@@ -204,3 +206,13 @@ async def test_a_store_that_cannot_be_opened_costs_the_semantic_cache_alone(tmp_
     assert b"may be written to" in running.logged.getvalue()
     assert origin(reply) == "small"
     assert "what was kept cannot be read" in reply.headers["cache-status"]
+
+
+async def test_while_it_serves_numpy_waits_for_no_second_core() -> None:
+    def threads() -> set[int]:
+        return {one["num_threads"] for one in threadpool_info() if one["user_api"] == "blas"}
+
+    before = threads()
+    async with gateway(BagEncoder()):
+        assert threads() == {1}
+    assert threads() == before
