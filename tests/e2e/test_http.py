@@ -474,7 +474,8 @@ async def test_a_store_that_fails_is_told_by_readyz_and_costs_no_answer(
         monkeypatch.setattr(MemoryStore, "get", broken)
         ill = await running.client.get("/readyz")
         answer = await running.client.post(CHAT, json=ASKED)
-    assert well.json() == {"status": "ready", "checked": ["models", "store"]}
+    checked = ["budgets", "keys", "models", "settings", "store"]
+    assert well.json() == {"status": "ready", "checked": checked}
     assert (ill.status_code, ill.json()["status"]) == (200, "degraded")
     assert "store" in ill.json()["problems"]
     assert answer.status_code == 200
