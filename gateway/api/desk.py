@@ -42,7 +42,7 @@ class Desk:
         if not self.limits.watches(tenant.name):
             yield tenant
             return
-        self.limits.enter(tenant.name)
+        await self.limits.admit(tenant.name)
         try:
             yield tenant
         finally:

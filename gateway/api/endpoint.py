@@ -137,8 +137,7 @@ class Endpoint:
         look = Look(first.fingerprint, first.n * len(calls), first.logprobs, asked.include_usage)
         several = len(calls) > 1 and edge.limits.watches(tenant.name)
         if several:
-            await edge.limits.lease(tenant.name)
-            edge.limits.enter(tenant.name)
+            await edge.limits.admit(tenant.name)
             trail.admitted = True
         try:
             exchange.booked = True

@@ -2,8 +2,8 @@
 
 A rate is a sliding window: one gateway's own (tenants/window.py) or, where gateways share a Redis,
 one that they count together (tenants/shared_rates.py, tenants/shared_slots.py). To be let in is a
-matter of counters in memory either way; what gateways share is leased before that (`lease`), if it
-is used up.
+matter of counters in memory either way; what gateways share is leased before that, if it is used
+up.
 
 Tokens are an estimate when they are let in and are corrected when the answer has ended: what a
 minute's tokens really were holds back who comes next, not who has been let in.
@@ -108,11 +108,24 @@ class Limits:
         window.limit = limit
         return window
 
-    async def lease(self, tenant: str, tokens: int = 0) -> None:
-        """Get from the other gateways what a request (or its tokens) is about to take, if they
-        share limits and too little of it is here. Whether it was enough says `enter` (or
-        `take_tokens`), which has to follow in the same turn of the event loop."""
-        standing = self._standing.get(tenant) if self._shared is not None else None
+    async def admit(self, tenant: str) -> None:
+        """Count one request in, wherever it is counted, or raise TooMany. Each `admit` is followed
+        by one `leave`."""
+        if self._shared is not None:
+            await self._lease(tenant)
+        self.enter(tenant)
+
+    async def admit_tokens(self, tenant: str, tokens: int) -> Tokens | None:
+        """Count tokens that may be computed, wherever they are counted; None for a tenant without
+        such a limit. Raises TooMany."""
+        if self._shared is not None:
+            await self._lease(tenant, tokens)
+        return self.take_tokens(tenant, tokens)
+
+    async def _lease(self, tenant: str, tokens: int = 0) -> None:
+        """Get from the other gateways what a request (or its tokens) is about to take, if too
+        little of it is here. Whether it was enough is seen in the same turn of the event loop."""
+        standing = self._standing.get(tenant)
         if standing is None:
             return
         for _ in range(TURNS):
@@ -128,7 +141,7 @@ class Limits:
         return tenant in self._standing
 
     def enter(self, tenant: str) -> None:
-        """Count one request in, or raise TooMany. Each `enter` is followed by one `leave`."""
+        """Count one request in here, or raise TooMany."""
         standing = self._standing[tenant]
         now = self._clock()
         slots = standing.slots
@@ -159,8 +172,7 @@ class Limits:
             standing.slots.busy -= 1
 
     def take_tokens(self, tenant: str, tokens: int) -> Tokens | None:
-        """Count tokens that may be computed; None for a tenant without such a limit. Raises
-        TooMany."""
+        """Count tokens here, or raise TooMany."""
         standing = self._standing.get(tenant)
         window = standing.tokens if standing else None
         if window is None:
@@ -230,8 +242,7 @@ class LimitLayer:
 
     async def _counted(self, answer: Answer, tenant: str) -> Answer:
         try:
-            await self._limits.lease(tenant)
-            self._limits.enter(tenant)
+            await self._limits.admit(tenant)
         except TooMany:
             await answer.aclose()
             raise

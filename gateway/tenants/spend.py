@@ -145,8 +145,7 @@ class SpendLayer:
 
     async def _paid(self, call: Call, trail: Trail) -> Answer:
         worth = self._appraiser.worth(call)
-        await self._limits.lease(trail.tenant, worth.tokens)
-        tokens = self._limits.take_tokens(trail.tenant, worth.tokens)
+        tokens = await self._limits.admit_tokens(trail.tenant, worth.tokens)
         bill = _Bill(worth, call.model, trail, self._prices, tokens)
         try:
             bill.ticket = await self._budgets.reserve(self._roster[trail.tenant], worth.most)

@@ -66,17 +66,15 @@ class Gateway:
         self.limits = Limits([Tenant(name="t", **policy)], clock, self.shared)  # type: ignore[arg-type]
 
     async def lets_in(self) -> bool:
-        await self.limits.lease("t")
         try:
-            self.limits.enter("t")
+            await self.limits.admit("t")
         except TooMany:
             return False
         return True
 
     async def take(self, tokens: int) -> Callable[[int], None] | None:
-        await self.limits.lease("t", tokens)
         try:
-            taken = self.limits.take_tokens("t", tokens)
+            taken = await self.limits.admit_tokens("t", tokens)
         except TooMany:
             return None
         assert taken is not None
@@ -138,9 +136,8 @@ async def _keep_the_window(rpm: int, arrivals: list[tuple[int, float]]) -> None:
 async def test_who_waits_as_told_is_let_in(store: Store, clock: Clock) -> None:
     one, two = Gateway(store, clock, rpm=3), Gateway(store, clock, rpm=3)
     assert [await one.lets_in() for _ in range(3)] == [True] * 3
-    await two.limits.lease("t")
     with pytest.raises(TooMany) as raised:
-        two.limits.enter("t")
+        await two.limits.admit("t")
     assert raised.value.retry_after_s is not None
     clock.now += raised.value.retry_after_s + 0.001
     assert await two.lets_in()
