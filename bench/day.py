@@ -219,9 +219,15 @@ def answers_of_small(visits: Sequence[Visit]) -> dict[str, str]:
 # --------------------------------------------------------------------------- the tables
 
 
-def show(visits: Sequence[Visit], on: Day, off: Day, small: Mapping[str, str]) -> dict[str, Any]:
+def show(
+    visits: Sequence[Visit],
+    earlier: Sequence[Visit],
+    on: Day,
+    off: Day,
+    small: Mapping[str, str],
+) -> dict[str, Any]:
     """Print the tables; the same as values for JSON."""
-    avoided, could = reached(on.said, off.said), oracles(visits, off.said, small)
+    avoided, could = reached(on.said, off.said), oracles(visits, off.said, small, earlier)
     lost = losses(visits, on.said, off.said)
     _show_whole(on, off)
     _show_techniques(avoided, could, on, off)
@@ -313,10 +319,10 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, help="where to draw it (PNG)")
     options = parser.parse_args()
     days = days_of(options.data, options.days, options.requests, options.minutes * 60, options.seed)
-    visits = days[-1]
-    on = live(ON, visits, "auto", earlier=[visit for day in days[:-1] for visit in day])
+    visits, earlier = days[-1], [visit for day in days[:-1] for visit in day]
+    on = live(ON, visits, "auto", earlier)
     off = live(OFF, visits, "large")
-    result = show(visits, on, off, answers_of_small(visits))
+    result = show(visits, earlier, on, off, answers_of_small(visits))
     results = Path(__file__).parent / "results"
     results.mkdir(exist_ok=True)
     (results / "day.json").write_text(json.dumps(result, indent=1))

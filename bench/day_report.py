@@ -82,14 +82,22 @@ def reached(on: Sequence[Said], off: Sequence[Said]) -> dict[str, int]:
 
 
 def oracles(
-    visits: Sequence[Visit], off: Sequence[Said], small: Mapping[str, str]
+    visits: Sequence[Visit],
+    off: Sequence[Said],
+    small: Mapping[str, str],
+    earlier: Sequence[Visit] = (),
 ) -> dict[str, int]:
     """What each technique could have avoided: repeats (in flight or stored, so exact and join
     together), then meanings that were asked before, then tasks that `small` (question → its answer)
-    gets right; each of what those before it leave. Chats count for repeats alone."""
+    gets right; each of what those before it leave. Chats count for repeats alone. `earlier`: the
+    visits of the days before."""
     sums = {"exact + join": 0, "semantic": 0, "cascade": 0}
-    asked: set[tuple[str, ...]] = set()
-    known: set[tuple[str, int]] = set()
+    asked = {
+        (visit.tenant, *visit.turns[: turn + 1])
+        for visit in earlier
+        for turn in range(len(visit.turns))
+    }
+    known = {visit.meaning for visit in earlier if visit.meaning is not None}
     by_arrival = sorted(off, key=lambda said: (visits[said.visit].at, said.place))
     for said in by_arrival:
         visit = visits[said.visit]
