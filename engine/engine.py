@@ -84,6 +84,11 @@ class Engine:
             return None
         return self._loop.lost or "the engine's thread is not running"
 
+    @property
+    def lost(self) -> str | None:
+        """Why no model of this process can compute any more; None where that is not so."""
+        return self._loop.lost
+
     def stats(self) -> dict[str, LaneStats]:
         """Figures by model, for metrics and the dashboard; costs nothing."""
         return self._loop.stats()

@@ -35,6 +35,10 @@ class Backend(Protocol):
         """Why it cannot answer, for /readyz; None when it can."""
         ...
 
+    def lost(self) -> str | None:
+        """Why only another process can answer again: a GPU that failed. None: this one can."""
+        ...
+
 
 class CannotLoad(Exception):
     """A model cannot be served. The text names the setting or directory, and the remedy."""
@@ -57,4 +61,7 @@ class PlainBackend:
         return {}
 
     def problem(self) -> str | None:
+        return None
+
+    def lost(self) -> str | None:
         return None

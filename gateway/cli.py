@@ -170,12 +170,25 @@ def _serve_on(listener: socket.socket, loaded: Loaded, console: Console) -> int:
         log,
         on_ready=lambda: _greet(console, settings, port),
         on_hangup=system.reloader.ask,
+        is_lost=backend.lost,
     )
     try:
         run(server, [listener])
     finally:
+        if (why := backend.lost()) is not None:
+            log.error("restarting", why=why)
         writer.close()
+    if why is not None:
+        _begin_anew(listener)
     return 0 if server.started else EXIT_MENDABLE
+
+
+def _begin_anew(listener: socket.socket) -> None:
+    """Become another process with the same command: a CUDA error ends a process's use of its card,
+    and only its own. Callers are refused for the seconds that loading takes."""
+    listener.close()
+    os.closerange(3, 1 << 16)  # among them the card's
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - our own command
 
 
 def _listen(settings: Settings) -> socket.socket:

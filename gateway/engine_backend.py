@@ -66,6 +66,9 @@ class EngineBackend:
     def problem(self) -> str | None:
         return self._engine.problem
 
+    def lost(self) -> str | None:
+        return self._engine.lost
+
 
 def load_backend(settings: Settings, log: Log, progress: Progress) -> EngineBackend:
     """Load every configured model of the engine's kind. Raises CannotLoad."""

@@ -219,9 +219,11 @@ class DrainingServer(uvicorn.Server):
         drain: Drain,
         on_ready: Callable[[], None] = lambda: None,
         on_hangup: Callable[[], None] = lambda: None,
+        is_lost: Callable[[], str | None] = lambda: None,
     ) -> None:
         super().__init__(config)
         self._drain = drain
+        self._is_lost = is_lost
         self._on_ready = on_ready
         self._on_hangup = on_hangup
 
@@ -241,7 +243,9 @@ class DrainingServer(uvicorn.Server):
         self._drain.begin()
 
     async def on_tick(self, counter: int) -> bool:
-        """uvicorn asks ten times a second whether to stop."""
+        """uvicorn asks ten times a second whether to stop. A lost GPU is a reason to."""
+        if not self._drain.draining and self._is_lost() is not None:
+            self._drain.begin()
         if self._drain.finished():
             self._drain.end_all()
             return True
@@ -256,9 +260,10 @@ def build_server(
     on_ready: Callable[[], None] = lambda: None,
     *,
     on_hangup: Callable[[], None] = lambda: None,
+    is_lost: Callable[[], str | None] = lambda: None,
 ) -> DrainingServer:
-    """A server to `serve()`, which calls `on_ready` when it listens, and `on_hangup` at SIGHUP.
-    What libraries log goes to `log`."""
+    """A server to `serve()`, which calls `on_ready` when it listens, and `on_hangup` at SIGHUP, and
+    drains by itself when `is_lost` gives a reason. What libraries log goes to `log`."""
     libraries = logging.getLogger("uvicorn")
     libraries.handlers = [Bridge(log)]
     libraries.propagate = False
@@ -279,7 +284,7 @@ def build_server(
         timeout_graceful_shutdown=LAST_CLOSE_S,
         backlog=2048,
     )
-    return DrainingServer(config, drain, on_ready, on_hangup)
+    return DrainingServer(config, drain, on_ready, on_hangup, is_lost)
 
 
 def run(server: DrainingServer, sockets: list[socket.socket] | None = None) -> None:

@@ -9,6 +9,7 @@ from engine.cuda.model import TritonModel
 from engine.cuda.prefixes import MAX_GROUPS, Prefixes
 from engine.cuda.runner import GpuRunner
 from engine.cuda.sampling import TritonDraw
+from engine.kernels.gpu.dense import dense_fits
 from engine.kernels.gpu.prefix import PrefixPlan
 from engine.models.decoder import Decoder
 from engine.pool import KVPool
@@ -57,6 +58,7 @@ def gpu_runner(
         max_pages=max_pages,
         prefixes=Prefixes(plan) if share_prefixes else None,
         graphs=graphs,
+        dense=dense_fits(decoder.weights.embed.dtype, config.head_dim, device),
     )
 
 

@@ -23,6 +23,12 @@ class Work:
     prompts: list[Chunk]
     prefill_rows: int
 
+    @property
+    def alone(self) -> bool:
+        """Whether there is one prompt, from its first token on, and nothing else."""
+        first = self.prompts[0].sequence.computed == 0 if self.prompts else False
+        return first and len(self.prompts) == 1 and not self.decode
+
 
 def sort_out(chunks: list[Chunk]) -> Work:
     """One token with a context before it is a decode row; all else is a prompt's."""

@@ -35,6 +35,9 @@ PREFILL = (16, 32, 64, 128, 256, 512, 1024, 2048)
 """Rows that prompts are padded to where a graph is worth it."""
 CHUNKS = (8, 32, 128, 512)
 """Prompts in one step: few sizes, since each is compiled."""
+ALONE = 256
+"""Beyond the ladder, one long prompt alone is padded to multiples of this: its attention is planned
+once a size."""
 ALIGN = 16
 
 
@@ -46,6 +49,9 @@ class Shape:
     """Prompts that the prefill rows may belong to."""
     prefix: bool = False
     """Whether decode rows read shared prefixes together."""
+    alone: bool = False
+    """Whether the prompt rows are one prompt's from its first token on, and there are no others:
+    attention then needs no pages."""
 
     @property
     def rows(self) -> int:
@@ -61,23 +67,28 @@ class Shape:
         return self.prefill <= PREFILL[-1] and self.chunks <= CHUNKS[1]
 
 
-def shape_for(decode: int, prefill: int, chunks: int, *, prefix: bool = False) -> Shape:
+def shape_for(
+    decode: int, prefill: int, chunks: int, *, prefix: bool = False, alone: bool = False
+) -> Shape:
     """The least padding for so many decode rows, prompt rows and prompts."""
     if not prefill:
         return Shape(_at_least(DECODE, decode), prefix=prefix)
+    if alone:
+        return Shape(0, _at_least(PREFILL, prefill, beyond=ALONE), CHUNKS[0], alone=True)
     rows = _at_least(PREFILL, prefill)
     beside = _at_least(DECODE_BESIDE, decode) if decode else 0
     return Shape(beside, rows, _at_least(CHUNKS, chunks), prefix)
 
 
-def shapes_ahead(max_running: int, max_tokens: int, *, prefixes: bool) -> list[Shape]:
+def shapes_ahead(max_running: int, max_tokens: int, *, prefixes: bool, dense: bool) -> list[Shape]:
     """What steps of a model will be padded to, the likeliest first: all that are worth a graph, and
     of the larger ones as many as there are kernels to compile."""
     decode = [Shape(rows) for rows in DECODE if rows <= _at_least(DECODE, max_running)]
     shared = [Shape(shape.decode, prefix=True) for shape in decode if prefixes and shape.decode > 1]
     rows = [count for count in PREFILL if count <= max_tokens]
     beside = [n for n in DECODE_BESIDE if n <= _at_least(DECODE_BESIDE, max_running)]
-    found = [*decode[:6], *(Shape(0, count, CHUNKS[0]) for count in rows), *decode[6:]]
+    one = [Shape(0, count, CHUNKS[0], alone=True) for count in rows if dense]
+    found = [*decode[:6], *one, *(Shape(0, count, CHUNKS[0]) for count in rows), *decode[6:]]
     found += [
         Shape(n, count, chunks) for chunks in CHUNKS[:2] for count in rows for n in (0, *beside)
     ]
@@ -85,13 +96,15 @@ def shapes_ahead(max_running: int, max_tokens: int, *, prefixes: bool) -> list[S
     if max_tokens > PREFILL[-1]:
         large = min(max_tokens, 2 * PREFILL[-1])
         found += [Shape(0, large, chunks) for chunks in CHUNKS]
+        longer = range(PREFILL[-1] + ALONE, max_tokens + 1, ALONE)
+        found += [Shape(0, count, CHUNKS[0], alone=True) for count in longer if dense]
     return list(dict.fromkeys(found))
 
 
-def _at_least(ladder: tuple[int, ...], count: int) -> int:
-    """The first step of the ladder that holds `count`; multiples of 64 beyond its end."""
+def _at_least(ladder: tuple[int, ...], count: int, beyond: int = 64) -> int:
+    """The first step of the ladder that holds `count`; multiples of `beyond` above its end."""
     at = bisect_left(ladder, count)
-    return ladder[at] if at < len(ladder) else -(-count // 64) * 64
+    return ladder[at] if at < len(ladder) else -(-count // beyond) * beyond
 
 
 @dataclass(frozen=True, slots=True, eq=False)

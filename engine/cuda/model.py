@@ -1,12 +1,12 @@
 """The forward pass on the GPU: the same layers as models/decoder.py, in as few launches as it
 takes.
 
-Two ways through a layer, by the number of rows:
+Two ways through a layer:
 
-    few, ≤ 16     norm·qkv │ rope·store │ attend │ out·residual │ norm·gate_up·SiLU │ down·residual
-                  by products of our own, which stream each weight once and take the neighbouring
-                  step along
-    many          norm │ qkv │ rope·store │ attend │ out │ residual·norm │ gate_up │ SiLU·mul │ down
+    one row       norm·qkv │ rope·store │ attend │ out·residual │ norm·gate_up·SiLU │ down·residual
+                  by products of our own, which stream each weight once, take the neighbouring step
+                  along and begin while the kernel before them ends
+    more          norm │ qkv │ rope·store │ attend │ out │ residual·norm │ gate_up │ SiLU·mul │ down
                   with products by cuBLAS
 
 Bounds on one card with B bytes/s of copy bandwidth: a decode step reads all weights once, so it
@@ -28,6 +28,7 @@ from engine.cuda.weights import product_of
 from engine.kernels.gpu.activation import silu_mul
 from engine.kernels.gpu.attend import Scratch
 from engine.kernels.gpu.decode import decode_attention, decode_splits
+from engine.kernels.gpu.dense import dense_attention
 from engine.kernels.gpu.embed import embed
 from engine.kernels.gpu.extend import extend_attention, extend_splits
 from engine.kernels.gpu.gemv import skinny, skinny_fits
@@ -37,13 +38,6 @@ from engine.kernels.gpu.rope import rope_store, rope_table
 from engine.models.decoder import Decoder
 from engine.models.weights import LayerWeights
 from engine.pool import KVPool
-
-FEW = 16
-
-
-def _ours(rows: int, weight: Tensor) -> bool:
-    """Whether our own product is the faster one for so many rows."""
-    return skinny_fits(rows, weight.shape[0], weight.shape[1], weight.dtype)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,13 +79,8 @@ class TritonModel:
         # All graphs write their logits here: kept apart, they would take gigabytes.
         self._logits = decoder.weights.embed.new_empty(max_samples, config.vocab)
         self._scale = config.head_dim**-0.5
-        self._few = max((rows for rows in range(1, FEW + 1) if self._fits(rows)), default=0)
-
-    def _fits(self, rows: int) -> bool:
-        """Whether our own products are the faster ones for so many rows, all four of a layer."""
-        layer = self._weights.layers[0]
-        products = (layer.qkv, layer.out, layer.gate_up, layer.down)
-        return all(_ours(rows, product_of(one).weight) for one in products)
+        weight = product_of(decoder.weights.layers[0].qkv).weight
+        self._streams = skinny_fits(1, weight.shape[0], weight.shape[1], weight.dtype)
 
     def forward(self, step: Step, shape: Shape, tables: Tensor, drawn: Tensor) -> Tensor:
         """Logits [samples, vocab]. Stores the keys and values of all rows, and brings `tables`
@@ -101,8 +90,8 @@ class TritonModel:
         paged = Paged(tables.index_select(0, step.table_rows), step, shape)
         x = self._weights.embed.new_empty(shape.rows, self.config.hidden)
         embed(step.source, drawn, self._weights.embed, x)
-        if shape.rows <= self._few:
-            return self._few_rows(x, paged)
+        if shape.rows == 1 and self._streams:
+            return self._one_row(x, paged)
         return self._many_rows(x, paged)
 
     # -- many rows: products by cuBLAS -----------------------------------------------------------
@@ -139,12 +128,12 @@ class TritonModel:
         silu_mul(layer.gate_up(normed), gated)
         return layer.down(gated)
 
-    # -- few rows: products of our own -----------------------------------------------------------
+    # -- one row: products of our own ------------------------------------------------------------
 
-    def _few_rows(self, x: Tensor, paged: Paged) -> Tensor:
+    def _one_row(self, x: Tensor, paged: Paged) -> Tensor:
         config, weights, eps = self.config, self._weights, self.config.eps
-        qkv = x.new_empty(len(x), config.q_size + 2 * config.kv_size)
-        gated = x.new_empty(len(x), config.ffn)
+        qkv = x.new_empty(1, config.q_size + 2 * config.kv_size)
+        gated = x.new_empty(1, config.ffn)
         for index, layer in enumerate(weights.layers):
             one = product_of(layer.qkv)
             skinny(x, one.weight, qkv, bias=one.bias, norm=layer.input_norm, eps=eps)
@@ -157,16 +146,9 @@ class TritonModel:
             )
             one = product_of(layer.down)
             skinny(gated, one.weight, x, bias=one.bias, residual=x)
-        if paged.shape.prefill:
-            x = x.index_select(0, paged.step.sample_rows)
-        head = product_of(weights.head)
-        if len(x) <= FEW and _ours(len(x), head.weight):
-            logits = self._logits[: len(x)]
-            skinny(x, head.weight, logits, norm=weights.norm, eps=eps)
-            return logits
-        normed = torch.empty_like(x)
-        rms_norm(x, weights.norm, eps, normed)
-        return self._head(normed)
+        logits = self._logits[:1]
+        skinny(x, product_of(weights.head).weight, logits, norm=weights.norm, eps=eps)
+        return logits
 
     # -- attention -------------------------------------------------------------------------------
 
@@ -175,6 +157,8 @@ class TritonModel:
         config, step, shape = self.config, paged.step, paged.shape
         kv = self._pool.layers[index]
         rope_store(qkv, step.positions, step.slots, self._rope, kv, config.heads, layer.head_norms)
+        if shape.alone:
+            return dense_attention(qkv, config.heads, config.kv_heads, self._scale)
         q = qkv[:, : config.q_size]
         mixed = qkv.new_empty(len(qkv), config.q_size)
         if shape.decode:

@@ -13,7 +13,8 @@ them is in flight: whoever writes them next does so in a later step.
 
 A step that fails on the device takes the requests of its model along (loop.py). `recover` finds out
 whether the device still computes. A CUDA error other than lack of memory ends the process's context
-for good, in which case it says so by RunnerLost, and the engine ends with that reason.
+for good, in which case it says so by RunnerLost, and the engine ends with that reason; `sluice serve`
+then becomes another process (gateway/cli.py).
 """
 
 from __future__ import annotations
@@ -109,13 +110,16 @@ class GpuRunner:
         max_pages: int,
         prefixes: Prefixes | None = None,
         graphs: bool = True,
+        dense: bool = False,
     ) -> None:
-        """`max_tokens`, `max_running`: of one step; `max_pages`: of one sequence."""
+        """`max_tokens`, `max_running`: of one step; `max_pages`: of one sequence; `dense`: a whole
+        prompt by itself has a faster way through attention."""
         self._model = model
         self._draw = draw
         self._device = device
         self._page_size = page_size
         self._prefixes = prefixes
+        self._dense = dense
         self._tables = Tables(max_running, max_pages, device)
         largest = Shape(DECODE[-1] + max_running, max_tokens + 2048, 2 * max_running + 512)
         self._blocks = Blocks(block_bytes(largest), device)
@@ -130,7 +134,7 @@ class GpuRunner:
         self._stream = torch.cuda.Stream(device) if on_gpu else None  # type: ignore[no-untyped-call]
         self._events = [torch.cuda.Event() if on_gpu else None for _ in range(2)]  # type: ignore[no-untyped-call]
         self._graphs = Graphs(self._forward, device, enabled=graphs and on_gpu)
-        ahead = shapes_ahead(max_running, max_tokens, prefixes=prefixes is not None)
+        ahead = shapes_ahead(max_running, max_tokens, prefixes=prefixes is not None, dense=dense)
         self._ahead = iter(ahead if on_gpu else ())
 
     @torch.inference_mode()
@@ -141,7 +145,13 @@ class GpuRunner:
         half = self._half = 1 - self._half
         work = sort_out(chunks)
         prefix = self._prefixes is not None and self._prefixes.plan(work.decode)
-        shape = shape_for(len(work.decode), work.prefill_rows, len(work.prompts), prefix=prefix)
+        shape = shape_for(
+            len(work.decode),
+            work.prefill_rows,
+            len(work.prompts),
+            prefix=prefix,
+            alone=self._dense and work.alone,
+        )
         arrays = self._blocks.arrays(half, shape)
         self._fill(arrays, shape, work)
         drawing = samples_of(chunks, work, shape)

@@ -63,6 +63,9 @@ class Models:
         """A server elsewhere that is away makes nobody unready: others, and the caches, answer."""
         return self._own.problem() if self._own else None
 
+    def lost(self) -> str | None:
+        return self._own.lost() if self._own else None
+
 
 def load_models(
     settings: Settings, environ: Mapping[str, str], log: Log, progress: Progress

@@ -187,6 +187,7 @@ def test_steps_are_padded_to_few_shapes() -> None:
     assert shape_for(2, 100, 9) == Shape(16, 128, 32)
     assert shape_for(130, 5000, 3) == Shape(256, 5056, 8)
     assert not shape_for(0, 5000, 3).small
+    assert shape_for(0, 5000, 1, alone=True) == Shape(0, 5120, 8, alone=True)
     shapes = {shape_for(d, p, 1) for d in range(1, 257) for p in (0, 1, 300)}
     assert len(shapes) < 30
     assert block_bytes(Shape(128)) < 16_000
@@ -194,7 +195,9 @@ def test_steps_are_padded_to_few_shapes() -> None:
 
 @pytest.mark.parametrize("prefixes", [True, False])
 def test_every_shape_that_is_worth_a_graph_is_made_ahead(prefixes: bool) -> None:
-    ahead = shapes_ahead(64, 512, prefixes=prefixes)
+    ahead = shapes_ahead(64, 512, prefixes=prefixes, dense=prefixes)
+    alone = {shape_for(0, p, 1, alone=True) for p in range(1, 513)}
+    assert (alone <= set(ahead)) is prefixes
     assert len(ahead) == len(set(ahead)) < 120
     decode = {shape_for(count, 0, 0) for count in range(1, 65)}
     beside = {shape_for(d, p, c) for d in range(64) for p in range(1, 449) for c in (1, 30)}
