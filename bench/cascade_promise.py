@@ -4,7 +4,7 @@ Some questions fit the gain model; all others are the population, whose loss and
 calls at any cut are known. A calibration draws n labelled requests from it, with replacement, so
 that they are independent as in live traffic and the truth is exact. A promise is missed when the
 cut's true loss exceeds ε. Costs are points of large calls above the plug-in cut's, found on n
-random labels.
+random labels (what everybody does: by gain, without the caution that ours scores with).
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.cascade_scores import PLANS, Rows, Table, fit_ours, gains
+from bench.cascade_scores import PLANS, Rows, Table, fit_ours
 from cascade.fit import out_of_fold
+from cascade.gain import scores_of
 from cascade.promise import (
     EVERYTHING,
-    Cut,
     Promise,
     Region,
     betting_p_value,
@@ -30,21 +30,22 @@ from cascade.promise import (
 )
 
 Floats = NDArray[np.float64]
+Kept = NDArray[np.bool_]
 NAMES = ("embedding", "before")
 
 
 @dataclass(frozen=True, slots=True)
 class Population:
-    """Scores and losses of all questions that did not fit the model, and the cuts to test, chosen
-    on those that did."""
+    """Gains (what a plug-in cut is found on), scores (what ours cuts) and losses of all questions
+    that did not fit the model, and the cuts to test, chosen on those that did."""
 
+    gains: Floats
     scores: Floats
     losses: Floats
     cuts: Sequence[float]
 
-    def truth(self, threshold: float) -> tuple[float, float]:
-        """(loss, share of large calls) at a cut."""
-        kept = self.scores <= threshold
+    def truth(self, kept: Kept) -> tuple[float, float]:
+        """(loss, share of large calls) of what is kept small."""
         return float((self.losses * kept).mean()), 1.0 - float(kept.mean())
 
 
@@ -61,24 +62,26 @@ def population(table: Table, fit: Rows, rest: Rows, epsilon: float, seed: int) -
     sides = (table.graded.small[fit], table.graded.large[fit])
     plans = {name: PLANS[name] for name in NAMES}
     held_out = out_of_fold(table.inputs(fit, NAMES), plans, *sides, rng=rng)
-    cuts = cuts_worth_testing(held_out[:, 1] - held_out[:, 0], table.gain[fit], epsilon)
-    return Population(gains(model, table, rest, NAMES), table.gain[rest], cuts)
+    cuts = cuts_worth_testing(scores_of(held_out), table.gain[fit], epsilon)
+    estimates = model.estimate_many(table.inputs(rest, NAMES))
+    gains = estimates[:, 1] - estimates[:, 0]
+    return Population(gains, scores_of(estimates), table.gain[rest], cuts)
 
 
-Draw = Callable[[Population, int, Promise, np.random.Generator], float]
-"""Draws n labels and gives the cut."""
+Draw = Callable[[Population, int, Promise, np.random.Generator], Kept]
+"""Draws n labels, finds a cut, and says what of the whole population it keeps small."""
 
 
-def plug_in(people: Population, n: int, promise: Promise, rng: np.random.Generator) -> float:
-    rows = rng.integers(0, len(people.scores), n)
-    return plug_in_cut(people.scores[rows], people.losses[rows], promise.epsilon)
+def plug_in(people: Population, n: int, promise: Promise, rng: np.random.Generator) -> Kept:
+    rows = rng.integers(0, len(people.gains), n)
+    return people.gains <= plug_in_cut(people.gains[rows], people.losses[rows], promise.epsilon)
 
 
-def promised(people: Population, n: int, promise: Promise, rng: np.random.Generator) -> float:
+def promised(people: Population, n: int, promise: Promise, rng: np.random.Generator) -> Kept:
     """Labels drawn from all traffic."""
     rows = rng.integers(0, len(people.scores), n)
     cut = choose_cut(people.scores[rows], people.losses[rows], people.cuts, promise, EVERYTHING)
-    return cut.threshold
+    return people.scores <= cut.threshold
 
 
 def _where_it_matters(people: Population, n: int, rng: np.random.Generator) -> tuple[Rows, Region]:
@@ -91,32 +94,32 @@ def _where_it_matters(people: Population, n: int, rng: np.random.Generator) -> t
 
 def promised_where_it_matters(
     people: Population, n: int, promise: Promise, rng: np.random.Generator
-) -> float:
+) -> Kept:
     rows, region = _where_it_matters(people, n, rng)
-    return choose_cut(
-        people.scores[rows], people.losses[rows], people.cuts, promise, region
-    ).threshold
+    cut = choose_cut(people.scores[rows], people.losses[rows], people.cuts, promise, region)
+    return people.scores <= cut.threshold
 
 
 def plug_in_where_it_matters(
     people: Population, n: int, promise: Promise, rng: np.random.Generator
-) -> float:
+) -> Kept:
     rows, region = _where_it_matters(people, n, rng)
-    return plug_in_cut(people.scores[rows], people.losses[rows], promise.epsilon / region.share)
+    allowed = promise.epsilon / region.share
+    return people.scores <= plug_in_cut(people.scores[rows], people.losses[rows], allowed)
 
 
 def _other_test(p_value: Callable[[Floats, float], float]) -> Draw:
     """Labels from all traffic, with another test than ours."""
 
-    def draw(people: Population, n: int, promise: Promise, rng: np.random.Generator) -> float:
+    def draw(people: Population, n: int, promise: Promise, rng: np.random.Generator) -> Kept:
         rows = rng.integers(0, len(people.scores), n)
         scores, losses = people.scores[rows], people.losses[rows]
-        best = Cut(-math.inf, False, n, 1.0, 0.0, 1.0).threshold
+        best = -math.inf
         for threshold in people.cuts:
             if p_value(np.where(scores <= threshold, losses, 0.0), promise.epsilon) > promise.delta:
                 break
             best = threshold
-        return best
+        return people.scores <= best
 
     return draw
 
@@ -152,7 +155,6 @@ def run_way(
     truths = []
     for run in range(runs):
         split = people[run % len(people)]
-        threshold = draw(split, n, promise, np.random.default_rng(run))
-        truths.append(split.truth(threshold))
+        truths.append(split.truth(draw(split, n, promise, np.random.default_rng(run))))
     losses, shares = np.array(truths).T
     return Outcome(float((losses > promise.epsilon).mean()), float(shares.mean()))

@@ -18,7 +18,7 @@ from sklearn.linear_model import LogisticRegression
 
 from bench.cascade_data import Graded
 from cascade.features import BEFORE, before
-from cascade.fit import Plan, embedding_plan, feature_plan, fit_gain
+from cascade.fit import Plan, answer_plan, embedding_plan, feature_plan, fit_gain
 from cascade.gain import GainModel
 from cascade.judge import AFTER, Answered, after
 from engine.contract import Call
@@ -119,7 +119,7 @@ def oracle(table: Table, fit: Rows, rows: Rows, rng: np.random.Generator) -> Flo
 PLANS: dict[str, Plan] = {
     "embedding": embedding_plan(384),
     "before": feature_plan(BEFORE),
-    "after": feature_plan(AFTER, 1.0),
+    "after": answer_plan(AFTER),
     "answer": embedding_plan(384),
 }
 

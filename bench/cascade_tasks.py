@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from bench.cascade_data import embed
 from cascade.features import BEFORE, before
-from cascade.fit import Plan, embedding_plan, feature_plan, fit_gain, out_of_fold
+from cascade.fit import Plan, answer_plan, embedding_plan, feature_plan, fit_gain, out_of_fold
 from cascade.gain import scores_of
 from cascade.judge import AFTER, Verdict, after
 from cascade.labels import Labelled, first_tokens, read_labels
@@ -108,8 +108,8 @@ def _plans(router: Router) -> dict[str, Plan]:
     every = {
         "embedding": embedding_plan(384),
         "before": feature_plan(BEFORE),
-        "after": feature_plan(AFTER, 1.0),
-        "after_k": feature_plan(AFTER, 1.0),
+        "after": answer_plan(AFTER),
+        "after_k": answer_plan(AFTER),
     }
     return {name: every[name] for name in router.blocks}
 

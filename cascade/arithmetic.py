@@ -4,6 +4,9 @@
 says more about a wrong answer than the answer's embedding does (bench/cascade.py). Only chains of
 plain numbers with + − × ÷ are read, two-level precedence, no brackets: what cannot be read is not
 counted, never guessed.
+
+A question that is itself a plain sum ("523 * 45", "Multiply 33 by 64") has one right result, so
+its answer is proved right or wrong without asking anybody.
 """
 
 from __future__ import annotations
@@ -18,6 +21,36 @@ _CLAIM = re.compile(
     rf"(-?{_NUMBER})(?![.,]?\d|\s{{0,2}}[-+*/x×÷]\s{{0,2}}\$?\d)"
 )
 _TOKEN = re.compile(rf"{_NUMBER}|[-+*/x×÷]")
+_ASKED = re.compile(
+    rf"(?<![\w.,)+*/×÷-])(?<![-+*/×÷]\s){_NUMBER}(?:\s{{0,2}}[-+*/x×÷]\s{{0,2}}{_NUMBER})+"
+    r"(?![.,]?\d|\w|\s{0,2}[-+*/×÷(])"
+)
+_DATE = re.compile(r"\d+([-/])\d+\1\d+")
+_TWO = rf"\s+({_NUMBER})\s+(?:and|to|by|from)\s+({_NUMBER})(?![.,]?\d|\w)"
+_SPOKEN = re.compile(
+    rf"\b(add|sum of|multiply|product of|divide|subtract|difference of){_TWO}", re.IGNORECASE
+)
+_INFIX = re.compile(
+    rf"(?<![\w.,-])({_NUMBER})\s+(plus|minus|times|multiplied by|divided by)\s+({_NUMBER})"
+    r"(?![.,]?\d|\w)",
+    re.IGNORECASE,
+)
+_SIGNS = {
+    "add": "+",
+    "sum of": "+",
+    "plus": "+",
+    "minus": "-",
+    "subtract": "-",
+    "difference of": "-",
+    "multiply": "*",
+    "product of": "*",
+    "times": "*",
+    "multiplied by": "*",
+    "divide": "/",
+    "divided by": "/",
+}
+_RESULT = re.compile(rf"[-−]?\$?{_NUMBER}")
+_MANY = re.compile(_NUMBER)
 _MAX_CHARS = 8_192
 """Read from the end: where the result of a long answer is."""
 
@@ -42,6 +75,46 @@ def check_sums(text: str) -> Sums:
         else:
             wrong += 1
     return Sums(right, wrong)
+
+
+def check_result(question: str, result: str) -> bool | None:
+    """Whether `result` ends in what the question's only sum comes to. None: the question holds
+    other numbers too, or no sum, or brackets, so that nothing is proved."""
+    value = _asked(question[-_MAX_CHARS:])
+    if value is None:
+        return None
+    said = _RESULT.findall(result)
+    if not said:
+        return False
+    last = said[-1].replace("−", "-").replace("$", "").rstrip(",")
+    return _agrees(value, last)
+
+
+def _asked(question: str) -> float | None:
+    """All numbers of the question have to be in the sum: with others, more is asked than a sum."""
+    numbers = len(_MANY.findall(question))
+    if numbers < 2:
+        return None
+    found = _ASKED.search(question)
+    if found is not None:
+        chain = found.group(0)
+        whole = len(_MANY.findall(chain)) == numbers and not _DATE.fullmatch(chain)
+        return _evaluate(chain) if whole else None
+    return _spoken(question) if numbers == 2 else None
+
+
+def _spoken(question: str) -> float | None:
+    """ "Add 3 and 8", "8 minus 3"; "subtract 3 from 8" turns the two around."""
+    told = _SPOKEN.search(question)
+    if told is not None:
+        verb, first, second = told.group(1).lower(), told.group(2), told.group(3)
+        if verb == "subtract":
+            first, second = second, first
+        return _evaluate(f"{first}{_SIGNS[verb]}{second}")
+    between = _INFIX.search(question)
+    if between is None:
+        return None
+    return _evaluate(f"{between.group(1)}{_SIGNS[between.group(2).lower()]}{between.group(3)}")
 
 
 def _evaluate(chain: str) -> float | None:

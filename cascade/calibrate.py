@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cascade.features import BEFORE, before, question
-from cascade.fit import Plan, embedding_plan, feature_plan, fit_gain, out_of_fold
+from cascade.fit import Plan, answer_plan, embedding_plan, feature_plan, fit_gain, out_of_fold
 from cascade.gain import Floats, GainModel, scores_of
 from cascade.judge import AFTER, after
 from cascade.labels import Labelled, first_tokens, groups_of
@@ -257,7 +257,7 @@ class _Table:
         return {name: self.inputs[name][rows] for name in self.names(judged)}
 
     def plans(self, judged: bool) -> dict[str, Plan]:
-        made = {"before": feature_plan(BEFORE), "after": feature_plan(AFTER, 1.0)}
+        made = {"before": feature_plan(BEFORE), "after": answer_plan(AFTER)}
         if "embedding" in self.inputs:
             made["embedding"] = embedding_plan(self.inputs["embedding"].shape[1])
         return {name: made[name] for name in self.names(judged)}

@@ -39,9 +39,14 @@ def embedding_plan(width: int) -> Plan:
     return Plan(tuple(f"e{i}" for i in range(width)), 1.5, 1.0, 768, False)
 
 
-def feature_plan(inputs: tuple[str, ...], weight: float = 0.3) -> Plan:
+def feature_plan(inputs: tuple[str, ...]) -> Plan:
     """Standardised features: γ falls with their number, as squared distances grow with it."""
-    return Plan(inputs, 1.5 / len(inputs), weight, 256, True)
+    return Plan(inputs, 1.5 / len(inputs), 0.3, 256, True)
+
+
+def answer_plan(inputs: tuple[str, ...]) -> Plan:
+    """What an answer gives away weighs most, and takes more landmarks: it has more corners."""
+    return Plan(inputs, 1.5 / len(inputs), 2.0, 512, True)
 
 
 @dataclass(slots=True)

@@ -7,7 +7,8 @@ escalate at once: an answer that breaks the format that was asked for, and a pla
 The engine hands the log-probabilities over with the tokens, so they cost nothing. Their quantiles
 say more than their mean (Gupta et al., "Language Model Cascades"): one unsure token in a sure
 answer is what a mean hides. Where a model gives none, the features are 0 and `has_logprobs` says
-so.
+so. But a wrong answer may be as sure as a right one: what it does with the question's own words and
+sums (rearranged.py, arithmetic.py) finds those.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cascade.arithmetic import check_sums
+from cascade import rearranged
+from cascade.arithmetic import check_result, check_sums
 from cascade.schema import violation
 from engine.contract import Call, FinishReason, Json
 
@@ -34,6 +36,8 @@ AFTER = (
     "sums_right",
     "sums_wrong",
     "any_sum_wrong",
+    "asked_sum_right",
+    "asked_sum_wrong",
     "answer_numbers",
     "new_numbers",
     "unused_numbers",
@@ -53,6 +57,7 @@ AFTER = (
     "logprob_q25",
     "logprob_q50",
     "logprob_first",
+    *rearranged.NAMES,
 )
 
 _NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
@@ -143,7 +148,7 @@ def _is_json(text: str) -> bool:
 def after(question: str, answer: Answered) -> Floats:
     """[len(AFTER)], in that order."""
     text = answer.text[-_MAX_CHARS:].strip()
-    sums = check_sums(text)
+    sums, parts = check_sums(text), rearranged.parts_of(text)
     asked, said = _NUMBER.findall(question), _NUMBER.findall(text)
     asked_set, said_set = set(asked), set(said)
     return np.array(
@@ -153,6 +158,7 @@ def after(question: str, answer: Answered) -> Floats:
             math.log1p(sums.right),
             math.log1p(sums.wrong),
             float(sums.wrong > 0),
+            *_proof(question, parts.result, answer.finish is not None),
             math.log1p(len(said)),
             math.log1p(len(said_set - asked_set)),
             len(asked_set - said_set) / max(1, len(asked_set)),
@@ -162,8 +168,15 @@ def after(question: str, answer: Answered) -> Floats:
             float(answer.finish is not None),
             float(answer.finish == "length"),
             *_confidence(answer.logprobs),
+            *rearranged.kept(question, parts),
         )
     )
+
+
+def _proof(question: str, result: str, ended: bool) -> tuple[float, float]:
+    """Only an answer that has ended has a result."""
+    right = check_result(question, result) if ended else None
+    return float(right is True), float(right is False)
 
 
 def _result(text: str, said: Sequence[str], asked: set[str]) -> tuple[float, float, float, float]:

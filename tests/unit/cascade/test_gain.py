@@ -97,8 +97,15 @@ def test_of_two_equal_gains_the_longer_answer_is_the_dearer() -> None:
 
 
 def test_a_negative_gain_counts_more_the_longer() -> None:
-    assert Estimate(0.9, 0.8, 1.0).score < Estimate(0.9, 0.8, 0.0).score == pytest.approx(-0.1)
+    assert Estimate(1.0, 0.8, 1.0).score < Estimate(1.0, 0.8, 0.0).score < 0.0
     assert Estimate(0.5, 0.9, 9.0).score == Estimate(0.5, 0.9, 3.0).score
+
+
+def test_of_two_equal_gains_the_one_where_the_models_take_turns_goes_to_large() -> None:
+    settled, doubtful = Estimate(0.9, 0.95), Estimate(0.5, 0.55)
+    assert settled.gain == pytest.approx(doubtful.gain)
+    assert settled.score < doubtful.score
+    assert Estimate(1.0, 1.0).score == Estimate(0.0, 0.0).score == 0.0
 
 
 def test_a_constant_feature_does_no_harm() -> None:
