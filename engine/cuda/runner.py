@@ -13,8 +13,8 @@ them is in flight: whoever writes them next does so in a later step.
 
 A step that fails on the device takes the requests of its model along (loop.py). `recover` finds out
 whether the device still computes. A CUDA error other than lack of memory ends the process's context
-for good, in which case it says so by RunnerLost, and the engine ends with that reason; `sluice serve`
-then becomes another process (gateway/cli.py).
+for good, in which case it says so by RunnerLost, and the engine ends with that reason; `sluice
+serve` then becomes another process (gateway/cli.py).
 """
 
 from __future__ import annotations
