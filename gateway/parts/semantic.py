@@ -10,7 +10,6 @@ from pathlib import Path
 
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from cache.agree import Judge
 from cache.archive import Archive
 from cache.archive_sqlite import SqliteArchive
 from cache.entry import SpaceState
@@ -189,13 +188,8 @@ def _archive(settings: SemanticCache, log: Log) -> Archive:
     return RedisArchive(line, settings.scope_bytes, settings.max_namespaces)
 
 
-def build_semantic(  # noqa: PLR0917
-    settings: SemanticCache,
-    roster: Roster,
-    embedding: Embedding,
-    inner: Answerer,
-    log: Log,
-    judge: Judge | None = None,
+def build_semantic(
+    settings: SemanticCache, roster: Roster, embedding: Embedding, inner: Answerer, log: Log
 ) -> SemanticLayer:
     """The layer around what computes."""
     terms = SemanticTerms(settings, roster)
@@ -205,7 +199,6 @@ def build_semantic(  # noqa: PLR0917
         terms_of=terms,
         owner_of=owner_of,
         policy_of=policy_of(settings),
-        judge=judge,
         keeper=build_keeper(settings, log),
         bounds=Bounds(settings.max_entries, settings.max_per_user, settings.max_namespaces),
     )

@@ -58,9 +58,16 @@ export class Cascade {
   }
 }
 
-function placed(xs, { xs: own, ys }) {
-  const found = new Map(own.map((x, i) => [x, ys[i]]));
-  return xs.map((x) => found.get(x) ?? null);
+// A curve's quality at every x: between two of its points on the line that joins them.
+function placed(xs, { xs: own, ys, points: apart }) {
+  return xs.map((x) => {
+    const right = own.findIndex((one) => one >= x);
+    if (right < 0) return null;
+    if (own[right] === x) return ys[right];
+    if (apart || right === 0) return null;
+    const share = (x - own[right - 1]) / (own[right] - own[right - 1]);
+    return ys[right - 1] + share * (ys[right] - ys[right - 1]);
+  });
 }
 
 const points = (share) => `${Number((100 * share).toFixed(2))} point${share === 0.01 ? "" : "s"}`;

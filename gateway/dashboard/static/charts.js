@@ -23,9 +23,9 @@ export function redrawAll() {
 }
 
 export class Chart {
-  // kind: "lines" | "stack" | "curves" (x is a share, not a time); log: a logarithmic scale.
-  constructor(box, { label, kind = "lines", format = String, axis = format, log = false, top = 0, caption = "" }) {
-    Object.assign(this, { label, kind, format, axis, log, top });
+  // kind: "lines" | "stack" | "curves" (x is a share, not a time); log: a logarithmic scale; `most`: what cannot be exceeded.
+  constructor(box, { label, kind = "lines", format = String, axis = format, log = false, most = Infinity, caption = "" }) {
+    Object.assign(this, { label, kind, format, axis, log, most });
     this.hiddenNames = new Set();
     this.series = [];
     this.plotBox = make("div", { kind: "plot" });
@@ -77,7 +77,7 @@ export class Chart {
   text(one, index) {
     const known = (v) => v !== null && v !== undefined;
     const until = index ?? this.rest;
-    const upTo = this.kind === "curves" || index === null ? one.values.slice(0, until + 1) : [one.values[index]];
+    const upTo = index === null ? one.values.slice(0, until + 1) : [one.values[index]];
     const value = upTo.findLast(known);
     return known(value) ? this.format(value) : "–";
   }
@@ -123,10 +123,11 @@ export class Chart {
     const time = this.kind !== "curves";
     const x = time
       ? { ...common, size: 2 * rem(), space: 4.5 * rem(), values: (_, values, _axis, _space, step) => values.map((v) => moment(v, step)) }
-      : { ...common, size: 2 * rem(), values: (_, values) => values.map((v) => `${Math.round(100 * v)} %`) };
+      : { ...common, size: 2 * rem(), space: 3.5 * rem(), values: (_, values) => values.map((v) => `${Math.round(100 * v)} %`) };
     return {
       width: this.plotBox.clientWidth || 300,
       height: HEIGHT_REM * rem(),
+      padding: [null, 1.4 * rem(), null, null],
       legend: { show: false },
       cursor: { drag: { x: false, y: false }, points: { show: this.kind !== "stack" } },
       scales: { x: { time }, y: { distr: this.log ? 3 : 1, range: (_, low, high) => this.range(low, high) } },
@@ -160,7 +161,7 @@ export class Chart {
 
   range(low, high) {
     if (this.kind === "curves") return [low - 0.02, Math.min(1, high + 0.02)];
-    if (!this.log) return [0, this.top || (high > 0 ? high * 1.08 : 1)];
+    if (!this.log) return [0, Math.min(this.most, high > 0 ? high * 1.1 : 1)];
     return [10 ** Math.floor(Math.log10(low || 1)), 10 ** Math.ceil(Math.log10((high || 1) * 1.01))];
   }
 

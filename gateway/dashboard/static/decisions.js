@@ -60,7 +60,7 @@ function story(one) {
   const steps = one.story.map((step) => make("li", {},
     make("b", { text: `${step.layer}: ${step.outcome}. ` }), make("span", { text: step.text })));
   const facts = {
-    request: one.id, tenant: one.tenant, model: one.model || "–", origin: one.origin,
+    tenant: one.tenant, model: one.model || "–", origin: one.origin,
     status: one.status, took: ms(one.ms), "first token": ms(one.ttft_ms),
     tokens: `${whole(one.prompt_tokens)} in, ${whole(one.completion_tokens)} out`,
     computed: whole(one.computed_tokens), ...money(one.money_nano),

@@ -38,7 +38,7 @@ export class Engine {
       ],
     }));
     table("engine-table",
-      ["model", "#running", "#waiting", "#batch (tokens)", "#tokens/s", "KV pages: running + cached", "#preempted"],
+      ["model", "#running", "#waiting", "#batch (tokens)", "#tokens/s", "KV pages: run + cached", "#preempted"],
       rows, NONE);
   }
 }

@@ -12,7 +12,7 @@ const sum = (numbers) => numbers.reduce((a, b) => a + b, 0);
 export class Overview {
   constructor() {
     this.layers = new Chart(byId("layers"), {
-      label: "Share of look-ups that were answered, by layer", top: 1,
+      label: "Share of look-ups that were answered, by layer", most: 1,
       format: (v) => percent(v), axis: (v) => `${Math.round(100 * v)} %`,
     });
     this.avoided = new Chart(byId("avoided"), {

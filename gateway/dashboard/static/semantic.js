@@ -5,7 +5,7 @@ import { byId, compact, make, meter, percent, table, whole } from "./dom.js";
 const OFF = "The semantic cache is off: it takes its packages (sluice-gateway[semantic]), enabled not false "
   + "and max_error above 0 in [cache.semantic].";
 const NOTHING = "No namespace yet: no request that may be answered by meaning was asked since the start.";
-const MOST = 12;
+const MOST = 6;
 const sum = (numbers) => (numbers ?? []).reduce((a, b) => a + b, 0);
 
 export class Semantic {
@@ -19,7 +19,7 @@ export class Semantic {
 
 function note({ namespaces, problem }, asked) {
   return [
-    problem,
+    namespaces ? problem : "",
     `Asked ${whole(sum(asked?.asked))} times in this span, answered ${whole(sum(asked?.answered))}.`,
     "The budget is the wrong answers that the promise allows for the requests so far.",
     namespaces > MOST ? `${whole(namespaces - MOST)} more namespaces are under /admin/caches.` : "",
