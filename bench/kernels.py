@@ -1,6 +1,7 @@
 """The GPU's kernels one by one: time, bound, and share of the bound, on the shapes of real models.
 
-    python -m bench.kernels [--shape 8b] [--shape 0.6b] [--sweep skinny,extend]
+    python -m bench.kernels [--shape 8b] [--shape 0.6b] [--only layer,decode]
+    python -m bench.kernels --sweep skinny,extend
 
 Each kernel is captured some times in a graph, over copies of its inputs that together do not fit in
 the cache, so neither the host nor the cache is measured. "layer, 1 row" is the chain of a decode
@@ -361,23 +362,23 @@ def layer_cases(config: DecoderConfig) -> Iterator[Case]:
 # --------------------------------------------------------------------------- tables
 
 
-CASES = (
-    layer_cases,
-    product_cases,
-    decode_cases,
-    shared_cases,
-    extend_cases,
-    dense_cases,
-    row_cases,
-    draw_cases,
-)
+CASES = {
+    "layer": layer_cases,
+    "products": product_cases,
+    "decode": decode_cases,
+    "shared": shared_cases,
+    "extend": extend_cases,
+    "dense": dense_cases,
+    "rows": row_cases,
+    "draw": draw_cases,
+}
 
 
-def report(name: str, card: Card) -> None:
+def report(name: str, card: Card, only: str) -> None:
     config = read_config(SHAPES[name])
     print(f"\n{name:>14} {'':<26} {'µs':>9} {'bound':>9} {'share':>6} {'GB/s':>7} {'TFLOP/s':>8}")
-    for cases in CASES:
-        for case in cases(config):
+    for kind in only.split(",") if only else CASES:
+        for case in CASES[kind](config):
             taken = seconds(case.calls)
             bound = max(case.moved / card.copy_bytes_s, case.flop / card.flop_s)
             print(
@@ -422,6 +423,7 @@ def _ranked(what: str, times: dict[object, float]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--shape", action="append", choices=["8b", "0.6b"])
+    parser.add_argument("--only", default="", help=", ".join(CASES))
     parser.add_argument("--sweep", default="")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
@@ -434,7 +436,7 @@ def main() -> None:
         for kernel in filter(None, arguments.sweep.split(",")):
             sweep(name, kernel)
         if not arguments.sweep:
-            report(name, card)
+            report(name, card, arguments.only)
 
 
 if __name__ == "__main__":

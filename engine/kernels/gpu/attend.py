@@ -74,22 +74,18 @@ class Scratch:
 @triton.jit
 def attend_blocks(
     acc, top, total, q, k, v, table, first, last, limit, seen, scale, offsets, dims, dim_mask,
-    ROW: tl.constexpr, PAGE: tl.constexpr, BLOCK_N: tl.constexpr, MASKED: tl.constexpr,
-    CAUSAL: tl.constexpr, WINDOW: tl.constexpr, EVEN_D: tl.constexpr, PRECISION: tl.constexpr,
+    ROW: tl.constexpr, PAGE: tl.constexpr, BLOCK_N: tl.constexpr, CAUSAL: tl.constexpr,
+    WINDOW: tl.constexpr, EVEN_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Walk tokens [first, last) of one table in blocks.
 
     q [M, D]; k, v: pages, already at their head; seen [M]: the position of each query; tokens at or
-    beyond `limit` are not there. MASKED False: the caller knows that nothing needs hiding. `scale`
-    includes log₂ e.
+    beyond `limit` are not there. `scale` includes log₂ e.
     """
     for start in tl.range(first, last, BLOCK_N):
         tokens = start + offsets
-        if MASKED:
-            there = tokens < limit
-            page = tl.load(table + tokens // PAGE, mask=there, other=0).to(tl.int64)
-        else:
-            page = tl.load(table + tokens // PAGE).to(tl.int64)
+        there = tokens < limit
+        page = tl.load(table + tokens // PAGE, mask=there, other=0).to(tl.int64)
         rows = (page * PAGE + tokens % PAGE) * ROW
         at = rows[:, None] + dims[None, :]
         if EVEN_D:
@@ -97,28 +93,19 @@ def attend_blocks(
         else:
             keys = tl.load(k + at, mask=dim_mask[None, :], other=0.0)
         scores = tl.dot(q, tl.trans(keys), input_precision=PRECISION)
-        if MASKED:
-            hidden = ~there[None, :]
-            if CAUSAL:
-                hidden = hidden | (tokens[None, :] > seen[:, None])
-            if WINDOW > 0:
-                hidden = hidden | (tokens[None, :] <= seen[:, None] - WINDOW)
-            scores = tl.where(hidden, float("-inf"), scores)
+        hidden = ~there[None, :]
+        if CAUSAL:
+            hidden = hidden | (tokens[None, :] > seen[:, None])
+        if WINDOW > 0:
+            hidden = hidden | (tokens[None, :] <= seen[:, None] - WINDOW)
+        scores = tl.where(hidden, float("-inf"), scores)
         high = tl.maximum(top, tl.max(scores, axis=1) * scale)
-        if MASKED:
-            base = tl.where(high == float("-inf"), 0.0, high)
-        else:
-            base = high
+        base = tl.where(high == float("-inf"), 0.0, high)
         weights = tl.exp2(scores * scale - base[:, None])
         shrink = tl.exp2(top - base)
         total = total * shrink + tl.sum(weights, axis=1)
         acc = acc * shrink[:, None]
-        if MASKED:
-            values = tl.load(v + at, mask=there[:, None] & dim_mask[None, :], other=0.0)
-        elif EVEN_D:
-            values = tl.load(v + at)
-        else:
-            values = tl.load(v + at, mask=dim_mask[None, :], other=0.0)
+        values = tl.load(v + at, mask=there[:, None] & dim_mask[None, :], other=0.0)
         acc = tl.dot(weights.to(values.dtype), values, acc, input_precision=PRECISION)
         top = high
     return acc, top, total

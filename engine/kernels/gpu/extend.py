@@ -59,10 +59,8 @@ class Tile:
 
 def best_tile(stacked: int, head_dim: int, dtype: torch.dtype) -> Tile:
     """Measured: python -m bench.kernels --sweep extend."""
-    m = _block_m(stacked)
-    if triton.next_power_of_2(head_dim) > 128 or dtype == torch.float32:
-        return Tile(m, 32, 8 if m == 128 else 4, 2)
-    return Tile(m, 32, 8, 3, 128) if m == 128 else Tile(m, 64, 4, 3)
+    wide = triton.next_power_of_2(head_dim) > 128 or dtype == torch.float32
+    return Tile(_block_m(stacked), 32 if wide else 64, 4, 2 if wide else 3)
 
 
 def extend_splits(rows: int, heads: int, kv_heads: int, sms: int) -> int:
@@ -74,7 +72,7 @@ def extend_splits(rows: int, heads: int, kv_heads: int, sms: int) -> int:
 
 
 def _block_m(stacked: int) -> int:
-    return 128 if stacked > 64 else 64 if stacked > 16 else 16
+    return 64 if stacked > 16 else 16
 
 
 @triton.jit
@@ -159,7 +157,7 @@ def _extend(
     acc, top, total = attend_blocks(
         acc, top, total, queries, k + head * D, v + head * D, table, middle, end, end, seen,
         scale, offsets, dims, dim_mask, ROW=KV_HEADS * D, PAGE=PAGE, BLOCK_N=BLOCK_N,
-        MASKED=True, CAUSAL=True, WINDOW=WINDOW, EVEN_D=D == WIDTH, PRECISION=PRECISION,
+        CAUSAL=True, WINDOW=WINDOW, EVEN_D=D == WIDTH, PRECISION=PRECISION,
     )  # fmt: skip
     part, lse = finished(acc, top, total)
     out_at = out + row.to(tl.int64)[:, None] * out_stride + inner

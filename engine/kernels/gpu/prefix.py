@@ -42,6 +42,7 @@ from engine.kernels.gpu.attend import (
     LOG2_E,
     Scratch,
     attend_blocks,
+    attend_whole_blocks,
     attention_twin,
     finished,
     gathered,
@@ -227,15 +228,15 @@ def _prefix(
     end = tl.minimum(begin + share, length)
     middle = begin + (end - begin) // BLOCK_N * BLOCK_N
     table = tables + group.to(tl.int64) * table_stride
-    acc, top, total = attend_blocks(
-        acc, top, total, queries, k + head * D, v + head * D, table, begin, middle, length, lanes,
-        scale, offsets, dims, dim_mask, ROW=KV_HEADS * D, PAGE=PAGE, BLOCK_N=BLOCK_N, MASKED=False,
-        CAUSAL=False, WINDOW=0, EVEN_D=D == WIDTH, PRECISION=PRECISION,
+    acc, top, total = attend_whole_blocks(
+        acc, top, total, queries, k + head * D, v + head * D, table, begin, middle, length, scale,
+        offsets, dims, dim_mask, ROW=KV_HEADS * D, PAGE=PAGE, BLOCK_N=BLOCK_N, EVEN_D=D == WIDTH,
+        PRECISION=PRECISION,
     )  # fmt: skip
     acc, top, total = attend_blocks(
         acc, top, total, queries, k + head * D, v + head * D, table, middle, end, end, lanes,
-        scale, offsets, dims, dim_mask, ROW=KV_HEADS * D, PAGE=PAGE, BLOCK_N=BLOCK_N, MASKED=True,
-        CAUSAL=False, WINDOW=0, EVEN_D=D == WIDTH, PRECISION=PRECISION,
+        scale, offsets, dims, dim_mask, ROW=KV_HEADS * D, PAGE=PAGE, BLOCK_N=BLOCK_N, CAUSAL=False,
+        WINDOW=0, EVEN_D=D == WIDTH, PRECISION=PRECISION,
     )  # fmt: skip
     part, lse = finished(acc, top, total)
     heads_at = row * HEADS + head * GROUP + lane
