@@ -61,7 +61,7 @@ def run(asked: argparse.Namespace, settings: Settings, console: Console) -> None
     console.print(f"Policy written to {escape(str(path))}.", soft_wrap=True)
     _draw(found, path.with_suffix(".png"), asked.tenant, console)
     if asked.out is None:
-        console.print("A running gateway takes it on when it reloads its tenants, or restarts.")
+        console.print("A running gateway takes it on at SIGHUP.")
 
 
 def _files(asked: argparse.Namespace, settings: Settings) -> list[Path]:
