@@ -34,7 +34,7 @@ WISHES: list[dict[str, Any]] = [
     {"repetition": 1.4, "frequency": 0.5, "presence": 0.7, "count_slot": 1, "temperature": 0.0},
     {"repetition": 0.8, "frequency": -0.5, "count_slot": 0, "bias_slot": 1, "top_p": 0.9},
     {"bias_slot": 0, "positions": 2**20, "seeds": 0},
-    {"temperature": 1e-9, "top_p": 1e-9},
+    {"temperature": 1e-3, "top_p": 1e-9},
 ]
 
 
@@ -82,7 +82,7 @@ VOCABS = [50, 2100] if INTERPRETED else [50, 5000, 151936]
 def test_each_row_draws_as_it_wishes(
     vocab: int, spread: float, dtype: torch.dtype, device: str
 ) -> None:
-    rows = WISHES if INTERPRETED else [replace_seed(row, at) for at in range(8) for row in WISHES]
+    rows = WISHES if INTERPRETED else [replace_seed(row, at) for at in range(2) for row in WISHES]
     logits = randn(len(rows), vocab + 3, dtype=dtype, device=device, seed=1)[:, :vocab] * spread
     counts, biases = wishes_of(vocab, device)
     inputs = inputs_of(rows, device)

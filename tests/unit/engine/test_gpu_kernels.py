@@ -16,7 +16,9 @@ FOLDER = Path(__file__).parents[2] / "gpu"
 
 
 def test_every_kernel_equals_its_twin_in_the_interpreter() -> None:
-    pytest.importorskip("triton", reason="Triton is built for Linux alone")
+    triton = pytest.importorskip("triton", reason="Triton is built for Linux alone")
+    if [int(part) for part in triton.__version__.split(".")[:2]] < [3, 7]:
+        pytest.skip("the interpreter of Triton before 3.7 does not work with today's NumPy")
     ran = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(FOLDER)],
         env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
