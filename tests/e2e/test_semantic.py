@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import re
 import threading
+from dataclasses import replace
 from pathlib import Path
 
+import httpx
 import pytest
 from threadpoolctl import threadpool_info
 
+from gateway.configure import Loaded
 from gateway.settings import SemanticCache
 from tests.support.embedders import embedding_of
 from tests.support.encoders import BagEncoder
+from tests.support.fake import FakeModel
 from tests.support.meaning import (
     AGAIN,
     ASKED,
@@ -21,6 +27,7 @@ from tests.support.meaning import (
     ask,
     gateway,
     origin,
+    restored,
 )
 from tests.support.serving import serving, settings_for_tests
 
@@ -47,6 +54,34 @@ async def test_the_same_question_in_other_words_gets_the_same_answer() -> None:
     told = hit.json()["usage"]
     assert told["sluice"]["computed_tokens"] == 0
     assert told["completion_tokens"] == first.json()["usage"]["completion_tokens"]
+
+
+async def test_a_promised_hit_says_how_probably_it_is_right_and_the_ledger_what_it_saved() -> None:
+    """The model says the same to all of these, and the namespace learns that from its labels."""
+    settings = settings_for_tests(
+        semantic=SemanticCache(enabled=True, store="memory://", max_error=0.1, min_evidence=50),
+        tenants=TENANTS,
+    )
+    models = {name: FakeModel(lambda _: ["the same"], name=name) for name in ("small", "large")}
+    async with serving(settings, models, embedding=embedding_of(BagEncoder())) as running:
+        await restored(running)
+        replies = [await ask(running, f"tell me about the {word}") for word in WORDS]
+        running.system.rollup.fold()
+        tokens, _ = running.system.rollup.avoided()
+    hits = [reply for reply in replies if origin(reply) == "semantic"]
+    assert hits
+    told = re.search(r'semantic; hit; ttl=\d+; detail="p=(0\.\d+|1\.000)"', status_of(hits[-1]))
+    assert told is not None
+    assert float(told[1]) >= 0.9
+    saved = sum(one.json()["usage"]["total_tokens"] for one in hits)
+    assert tokens["alice", "semantic"] == saved
+
+
+WORDS = ["".join(letters) for letters in itertools.product("abcdefg", repeat=3)][:300]
+
+
+def status_of(reply: httpx.Response) -> str:
+    return reply.headers["cache-status"]
 
 
 async def test_a_stream_hits_and_is_hit() -> None:
@@ -206,6 +241,20 @@ async def test_a_store_that_cannot_be_opened_costs_the_semantic_cache_alone(tmp_
     assert b"may be written to" in running.logged.getvalue()
     assert origin(reply) == "small"
     assert "what was kept cannot be read" in reply.headers["cache-status"]
+
+
+async def test_a_tenants_new_terms_hold_from_the_next_request_on() -> None:
+    async with gateway() as running:
+        live = running.system.live
+        await ask(running, ASKED)
+        off = tuple(replace(one, semantic_max_error=0.0) for one in TENANTS)
+        live.take(Loaded(replace(live.settings, tenants=off)))
+        without = await ask(running, AGAIN, user="ann")
+        live.take(Loaded(replace(live.settings, tenants=TENANTS)))
+        again = await ask(running, "How could I reset my password?")
+    assert origin(without) == "small"
+    assert "semantic" not in without.headers["cache-status"]
+    assert origin(again) == "semantic"
 
 
 async def test_while_it_serves_numpy_waits_for_no_second_core() -> None:
