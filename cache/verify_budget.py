@@ -63,6 +63,7 @@ from cache.verify import SIGNS, Floats, Sighting, Verdict
 from cache.verify_alarm import Alarm
 from cache.verify_ledger import Ledger
 from cache.verify_model import Odds, default_prior
+from cache.verify_percentiles import gamma_upper, poisson_upper
 from cache.verify_window import WINDOW, Ring
 
 REFIT_EVERY: Final = 50
@@ -89,19 +90,6 @@ class Terms:
     """Least and most chance of an audit."""
     min_evidence: int = 200
     """Labels before the first hit."""
-
-
-def gamma_upper(mean: Floats, shape: Floats, z: float) -> Floats:
-    """The percentile z of Gamma(shape) with this mean; Wilson and Hilferty's cube root of it."""
-    root: Floats = np.maximum(0.0, 1 - 1 / (9 * shape) + z / (3 * np.sqrt(shape)))
-    upper: Floats = mean * root**3
-    return upper
-
-
-def poisson_upper(mean: Floats, z: float) -> Floats:
-    """The count that a Poisson variable of this mean stays at or below, at percentile z: by
-    Anscombe's square root, within half a count from mean 0.3 on."""
-    return (np.sqrt(np.maximum(mean, 1e-9) + 0.375) + z / 2) ** 2 - 0.875
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from cache.archive import KEPT_TAIL, LIFE_S, Erasure, Lesson
 from cache.archive_sqlite import SqliteArchive
 from cache.store.base import StoreFault
 from cache.store.sqlite_open import integrity
-from tests.support.archived import kept, keys_of, lesson, loaded, summary
+from tests.support.archived import kept, keys_of, lesson, loaded, namespace, summary
 from tests.support.recordings import FakeClock
 
 ROOM = 1 << 24
@@ -171,6 +171,37 @@ async def test_what_nobody_would_use_goes_at_a_start(tmp_path: Path) -> None:
         range(10, KEPT_TAIL + 10)
     )
     assert len(told) == KEPT_TAIL
+
+
+async def test_of_a_scope_the_namespaces_that_learnt_last_are_remembered(tmp_path: Path) -> None:
+    path = tmp_path / "semantic.db"
+    archive = SqliteArchive(path, ROOM, 2, clock=FakeClock())
+    await archive.open()
+    for number in range(5):
+        await archive.sum_up(summary(space=number, at=1000.0 + number, other=1))
+        await archive.teach(lesson(1, space=number, at=1000.0 + number))
+    await archive.close()
+    again = SqliteArchive(path, ROOM, 2, clock=FakeClock())
+    await again.open()
+    told = await loaded(again)
+    await again.close()
+    assert {one.namespace for one in told} == {namespace(3), namespace(4)}
+    assert len(told) == 4
+
+
+async def test_a_busy_archive_is_swept_too(tmp_path: Path) -> None:
+    clock = FakeClock()
+    archive = await opened(tmp_path / "semantic.db", clock, sweep_every_s=0.05)
+    await archive.keep(kept(1, expires_at=1010.0))
+    await archive.flush()
+    clock.now = 1020.0
+    for number in range(1000):
+        await archive.teach(lesson(number))
+        await asyncio.sleep(0.005)
+        if number % 20 == 0 and await keys_of(archive) == []:
+            break
+    assert await keys_of(archive) == []
+    await archive.close()
 
 
 async def _write_without_end(path: Path) -> None:

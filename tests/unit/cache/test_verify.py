@@ -15,11 +15,12 @@ import pytest
 
 from cache.verify import PAIR_FROM, SIGNS, Neighbour, Policy, Record, Sighting, Verdict, sight
 from cache.verify_alarm import Alarm
-from cache.verify_budget import Budgeted, Terms, gamma_upper, poisson_upper
+from cache.verify_budget import Budgeted, Terms
 from cache.verify_facts import FEATURES, compare, read, vetoed
 from cache.verify_ledger import Ledger
 from cache.verify_model import Odds, default_prior
 from cache.verify_others import Pooled, Static, VCache, pooled_threshold, vcache_chance
+from cache.verify_percentiles import gamma_upper, poisson_upper
 from cache.verify_window import WINDOW, Ring
 
 
