@@ -4,8 +4,11 @@ Many requests ask for nothing new: sort this, spell that backwards, which of the
 lives where. Whoever answers such a request wrongly drops a word, invents one, mixes up letters or
 leaves the list unsorted, and does it with the same confidence as always. Nothing here knows what
 was asked for: these are only numbers, and the fitted gain model learns which of them a tenant's
-requests care about. On graded tasks they find as many wrong answers again as all log-probabilities
-do (bench/cascade.py).
+requests care about. With the plain sums of arithmetic.py they avoid five points more of the large
+model's tokens on graded tasks, at one point lost (bench/cascade.py).
+
+Rejected, because they added less than noise there: runs of words that the answer skips or invents,
+loops, what compression makes of the answer.
 
 The result is the last line, without an "Answer:" before it; what stands above it is the working.
 """
