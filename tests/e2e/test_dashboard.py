@@ -162,7 +162,9 @@ def test_controls_work_from_the_keyboard(page: Page) -> None:
     dollars = page.get_by_role("button", name="US$", exact=True)
     dollars.focus()
     page.keyboard.press("Space")
-    expect(page.locator("#avoided .plot")).to_have_attribute("aria-label", re.compile(r"0\.0"))
+    expect(page.locator("#avoided .plot")).to_have_attribute(
+        "aria-label", re.compile(r"exact 0\.0")
+    )
     exact = page.locator("#layers .legend button").first
     exact.focus()
     page.keyboard.press("Enter")

@@ -70,11 +70,13 @@ export class Chart {
 
   tell(blank, empty) {
     const latest = this.series.map((one) => `${one.name} ${this.text(one, null)}`).join(", ");
-    this.plotBox.setAttribute("aria-label", `${this.label}. ${blank ? empty : `Latest: ${latest}`}`);
+    const when = this.kind === "stack" ? "In all" : "Latest";
+    this.plotBox.setAttribute("aria-label", `${this.label}. ${blank ? empty : `${when}: ${latest}`}`);
   }
 
-  // The value at a place; with none given, at the one that is of interest, else the latest.
+  // The value at a place; with none given, a stack's sum, else at the place of interest or the latest.
   text(one, index) {
+    if (index === null && this.kind === "stack") return this.format(one.values.reduce((a, b) => a + b, 0));
     const known = (v) => v !== null && v !== undefined;
     const until = index ?? this.rest;
     const upTo = index === null ? one.values.slice(0, until + 1) : [one.values[index]];
