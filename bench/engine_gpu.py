@@ -590,12 +590,22 @@ def process_age_s() -> float:
     return uptime - started / ticks
 
 
+@dataclass
+class Where:
+    """Where the time of one short pass went."""
+
+    what: str
+    wall_ms: float
+    busy_ms: float
+    """Of the GPU; the rest of the wall is launch gaps, and the host before and behind."""
+    launches: int
+    kernels: list[tuple[str, int, float]]
+    """Name, count, ms; the costliest first."""
+
+
 @contextmanager
-def profiled(label: str, *, wanted: bool) -> Iterator[None]:
-    """Print where the GPU's time goes while inside."""
-    if not wanted:
-        yield
-        return
+def profiled(label: str, found: list[Where]) -> Iterator[None]:
+    """Note where the GPU's time goes while inside."""
     from torch.profiler import ProfilerActivity, profile
 
     torch.cuda.synchronize()
@@ -604,32 +614,42 @@ def profiled(label: str, *, wanted: bool) -> Iterator[None]:
         yield
         torch.cuda.synchronize()
         wall = time.perf_counter() - began
-    kernels = [e for e in profiler.events() if e.device_time_total > 0]
     busy: dict[str, tuple[float, int]] = {}
-    for event in kernels:
+    for event in profiler.events():
         total, count = busy.get(event.name, (0.0, 0))
-        busy[event.name] = (total + event.device_time_total, count + 1)
-    total = sum(value for value, _ in busy.values())
-    print(f"-- {label}: wall {wall * 1e3:.1f} ms, GPU busy {total / 1e3:.1f} ms", flush=True)
-    for name, (value, count) in sorted(busy.items(), key=lambda kv: -kv[1][0])[:16]:
-        print(f"   {value / 1e3:9.2f} ms {count:6d} × {value / count:8.1f} µs  {name[:90]}")
+        if event.device_time_total > 0:
+            busy[event.name] = (total + event.device_time_total, count + 1)
+    kernels = sorted(((n, c, us / 1e3) for n, (us, c) in busy.items()), key=lambda one: -one[2])
+    where = Where(
+        label, wall * 1e3, sum(k[2] for k in kernels), sum(k[1] for k in kernels), kernels[:16]
+    )
+    found.append(where)
+    print(
+        f"-- {label}: wall {where.wall_ms:.1f} ms, GPU busy {where.busy_ms:.1f} ms"
+        f" in {where.launches} launches",
+        flush=True,
+    )
+    for name, count, spent in where.kernels:
+        print(f"   {spent:9.2f} ms {count:6d} × {spent / count * 1e3:8.1f} µs  {name[:90]}")
 
 
-def profile_rows(bench: Bench, alone: Alone) -> None:
+def profile_rows(bench: Bench, alone: Alone) -> list[Where]:
     """One short pass of each kind under the profiler."""
     shape = bench.shape
-    with profiled(f"{shape} single, 32 tokens", wanted=True):
+    found: list[Where] = []
+    with profiled(f"{shape} single, 32 tokens", found):
         alone.answer([(shape, bench.ids(128), 32)])
-    with profiled(f"{shape} batch 128, 16 tokens", wanted=True):
+    with profiled(f"{shape} batch 128, 16 tokens", found):
         alone.answer([(shape, bench.ids(512), 16) for _ in range(128)])
     common = bench.ids(2048)
-    with profiled(f"{shape} shared 128, 16 tokens", wanted=True):
+    with profiled(f"{shape} shared 128, 16 tokens", found):
         alone.answer([(shape, np.concatenate((common, bench.ids(64))), 16) for _ in range(128)])
     prompt = bench.ids(8192)
-    with profiled(f"{shape} 8k cold", wanted=True):
+    with profiled(f"{shape} 8k cold", found):
         alone.first_token(shape, prompt)
-    with profiled(f"{shape} 8k warm", wanted=True):
+    with profiled(f"{shape} 8k warm", found):
         alone.first_token(shape, prompt)
+    return found
 
 
 def together(alone: Alone, shapes: list[str], repeats: int) -> dict[str, float]:
@@ -648,6 +668,9 @@ def together(alone: Alone, shapes: list[str], repeats: int) -> dict[str, float]:
         ]
         found[label] = len(who) * 32 * 128 / statistics.median(seconds)
         print(f"two models: {label:<9} {found[label]:9,.0f} tok/s", flush=True)
+    one_after_another = sum(32 * 128 / found[shape] for shape in shapes)
+    found["of one after another"] = len(shapes) * 32 * 128 / found["together"] / one_after_another
+    print(f"two models: together takes {found['of one after another']:.0%} of one after another")
     return found
 
 
@@ -664,26 +687,28 @@ def run(options: argparse.Namespace) -> None:
     )
     wanted = options.rows.split(",")
     rows: list[Row] = []
+    where: list[Where] = []
     lanes: dict[str, Lane] = {}
     for index, shape in enumerate(options.shape):
         share = 0.9 if index == len(options.shape) - 1 else 0.5
-        age = process_age_s() - (spent if index == 0 else process_age_s())
-        began = time.perf_counter()
+        age, began = process_age_s() - spent, time.perf_counter()
         lanes[shape] = make_gpu_lane(shape, shape, device, share)
         alone = Alone({shape: lanes[shape]})
         bench = Bench(shape, alone, card, options.repeats)
-        if "start" in wanted:
+        if "start" in wanted and index == 0:  # only a process's first model starts from nothing
             bench.start(age + time.perf_counter() - began)
-        began = time.perf_counter()
-        alone.timed(shape).prepared.wait()
-        print(f"{shape:>5} compiled and captured the rest in {time.perf_counter() - began:.1f} s")
+        if wanted != ["start"]:
+            began = time.perf_counter()
+            alone.timed(shape).prepared.wait()
+            taken = time.perf_counter() - began
+            print(f"{shape:>5} compiled and captured the rest in {taken:.1f} s")
         for name in ("single", "batch", "shared", "ttft"):
             if name in wanted:
                 getattr(bench, name)()
         if options.trace is not None:
             bench.trace(options.trace)
         if options.profile:
-            profile_rows(bench, alone)
+            where += profile_rows(bench, alone)
         alone.close()
         rows += bench.rows
     found = {}
@@ -697,5 +722,6 @@ def run(options: argparse.Namespace) -> None:
         "date": time.strftime("%Y-%m-%d"),
         "rows": [asdict(row) for row in rows],
         "together": found,
+        "where": [asdict(one) for one in where],
     }
     options.json.write_text(json.dumps(written, indent=2))

@@ -14,6 +14,7 @@ import torch
 
 from engine.contract import AnswerError, Call, Failed, Sampling, Trail
 from engine.engine import Engine
+from engine.sequence import Chunk
 from tests.support.checkpoints import make_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -33,21 +34,21 @@ def test_a_cuda_error_fails_its_requests_and_ends_the_engine_with_the_reason(
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
     )
-    assert "failed for requests r1" in done.stdout, done.stdout + done.stderr[-2000:]
+    assert "in a step of small, for requests r1" in done.stdout, done.stdout + done.stderr[-2000:]
     assert "lost: cuda:0 does not compute any more" in done.stdout
     assert "later: The engine has stopped" in done.stdout
 
 
 def lose(folder: str) -> None:
     """The child's part."""
-    from engine.cuda.model import TritonModel
+    from engine.cuda.runner import GpuRunner, Launched
     from tests.support.gpu_lanes import gpu_lane
 
-    forward = TritonModel.forward
+    launch = GpuRunner.launch
 
-    def breaking(self: TritonModel, *args: object) -> torch.Tensor:
+    def breaking(self: GpuRunner, chunks: list[Chunk]) -> Launched:
         torch.zeros(1, device="cuda")[torch.tensor([5], device="cuda")]  # asserts on the device
-        return forward(self, *args)  # type: ignore[arg-type]
+        return launch(self, chunks)
 
     lane = gpu_lane(Path(folder) / "model", graphs=False)
     engine = Engine({"small": lane}, report=lambda *_: None)
@@ -67,7 +68,7 @@ def lose(folder: str) -> None:
     async def run() -> None:
         engine.start()
         say("before:", await ask("r0"))
-        TritonModel.forward = breaking  # type: ignore[method-assign, assignment]
+        GpuRunner.launch = breaking  # type: ignore[method-assign]
         say("broken:", await ask("r1"))
         while engine.lost is None:  # noqa: ASYNC110 - a thread sets it
             await asyncio.sleep(0.01)
