@@ -56,7 +56,7 @@ cascade_policy = "quality"
 """
 KEYS = {name: f"sk-picture-{name}" for name in ("advising", "support", "school")}
 SYSTEM = "You are a patient tutor. You answer in one short sentence, and only what was asked."
-HALVES = {"dashboard": ("light", "#layers", 1480), "dashboard-dark": ("dark", "#tenants", 1080)}
+HALVES = {"dashboard": ("light", "#layers", 1440), "dashboard-dark": ("dark", "#tenants", 1080)}
 """Name of the picture → colours, what is seen at its top, height in pixels."""
 WIDTH = 1440
 USERS = 8
@@ -126,7 +126,7 @@ def photograph(shown: Browser, url: str, into: Path, name: str, request: str) ->
     page.wait_for_timeout(2500)
     path = into / f"{name}.png"
     taken = Image.open(BytesIO(page.screenshot())).convert("RGB")
-    few = taken.quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    few = taken.quantize(256, kmeans=3, dither=Image.Dither.NONE)
     few.save(path, optimize=True)
     context.close()
     return path
