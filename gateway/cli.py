@@ -283,6 +283,9 @@ def _doctor(asked: argparse.Namespace, console: Console) -> int:
     ]
     if asked.tenant is not None:
         rows = _policy_rows(loaded, asked.tenant)
+        from gateway.parts.auto_told import auto_lines  # noqa: PLC0415 - 3 s of torch
+
+        rows += auto_lines(loaded.settings, asked.tenant)
     table = Table("key", "value", "from", "meaning", box=None, pad_edge=False)
     for row in rows:
         table.add_row(*(escape(cell) for cell in row))

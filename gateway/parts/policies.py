@@ -3,7 +3,8 @@
 A calibrated policy is looked for in the order of who said so: the tenant's `cascade_policy_file`,
 `[cascade] policy_file`, FOLDER/TENANT.json (where `sluice calibrate` writes), and, for the bundled
 models, the file that comes with them. One that was named and does not fit stops the start; one that
-was only found is passed over, and whoever looks (`sluice doctor`, /admin/cascade, the log) is told.
+was only found is passed over, and whoever looks (`sluice doctor --tenant`, /admin/cascade, the log)
+is told.
 
 A policy fits when it was calibrated on these very weights, with this embedder if it uses one, and
 promises no less than `target` and `delta` ask. Without any, `auto` is uncalibrated: it keeps what

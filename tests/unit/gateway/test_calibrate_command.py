@@ -112,3 +112,21 @@ def test_an_unknown_tenant_and_a_missing_file_are_told(
     named = ["--config", str(config), "--tenant", "nobody", "--data", "x"]
     assert main(["calibrate", *named]) == 2
     assert "the settings name acme" in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_doctor_tells_how_auto_chooses_and_what_does_not_fit(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def told() -> str:
+        assert main(["doctor", "--config", str(config), "--tenant", "acme"]) == 0
+        return " ".join(capsys.readouterr().out.split())
+
+    assert "quality; uncalibrated" in told()
+    assert run(config, labels(tmp_path / "labels.jsonl", labelled(1200))) == 0
+    capsys.readouterr()
+    calibrated = told()
+    assert not [words for words in ("max-loss=0.05", "labels=600") if words not in calibrated]
+    config.write_text(config.read_text().replace("target = 0.05", "target = 0.01"))
+    strict = told()
+    assert "quality; uncalibrated" in strict
+    assert "passed over" in strict
