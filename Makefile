@@ -40,6 +40,7 @@ bench: .venv/.dev  ## the tables of the README (about half an hour; wants an idl
 	$(BIN)/python -m bench.eviction
 	$(BIN)/python -m bench.gateway
 	$(BIN)/python -m bench.gateway_semantic
+	$(BIN)/python -m bench.semantic_speed --entries 1000,10000,100000
 	$(BIN)/python -m bench.redis
 	$(BIN)/python -m bench.tenants
 	$(BIN)/python -m bench.engine

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from cache.replay import Recording
 from cache.verify import Record, Sighting
 from cache.verify_budget import State
-from cache.verify_facts import Facts
 
 
 @dataclass(slots=True)
@@ -22,11 +21,11 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One kept question. `owner` is whoever asked it, `answer` the id of what they were told."""
+    """One kept question; its facts are read again when it is near, since they occupy as much
+    as all the rest. `owner` is whoever asked it, `answer` the id of what they were told."""
 
     key: int
     question: str
-    facts: Facts
     group: int
     owner: str
     answer: str

@@ -21,6 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import onnxruntime  # type: ignore[import-untyped]  # noqa: F401  it crashes when usearch came first
 from numpy.typing import NDArray
 from usearch.compiled import MetricKind
 from usearch.index import Index as Graph

@@ -42,6 +42,9 @@ SUPERSEDED: Final = 0.985
 CLOSED_FOR: Final = 3000
 AWAKE: Final = 10
 
+ENTRY_BYTES: Final = 1000
+"""What a question occupies beside its vector, its text and its answer; bench/semantic_speed.py."""
+
 _KEY_BITS: Final = 20
 
 _reader = msgspec.msgpack.Decoder(tuple[bytes, dict[int, tuple[int, int]], dict[str, int]])
@@ -75,7 +78,7 @@ class Space:
     @property
     def held_bytes(self) -> int:
         answers = sum(group.recording.held_bytes for group in self._groups.values())
-        texts = sum(400 + 12 * len(e.question) for e in self._entries.values())
+        texts = sum(ENTRY_BYTES + len(e.question) for e in self._entries.values())
         return self._index.held_bytes + answers + texts
 
     def entry(self, key: int) -> Entry | None:
@@ -119,7 +122,7 @@ class Space:
         ]
         top = fresh[0][0]
         record = self._groups[top.group].record
-        sighting = sight(near, compare(facts, top.facts), record)
+        sighting = sight(near, compare(facts, read(top.question)), record)
         return Seen(sighting, top, tuple(dict.fromkeys(one.group for one in near)))
 
     def _stored_at(self, entry: Entry) -> float:
@@ -169,7 +172,6 @@ class Space:
     def add(
         self,
         question: str,
-        facts: Facts,
         vector: Vector,
         recording: Recording,
         *,
@@ -184,7 +186,7 @@ class Space:
         home = self._groups.get(group) if group is not None else None
         number = home.number if home is not None else key
         tags = tuple(sorted({*recording.tags, *(home.recording.tags if home else ())}))
-        entry = Entry(key, question, facts, number, owner, answer, tags)
+        entry = Entry(key, question, number, owner, answer, tags)
         self._insert(entry, vector, recording)
         return key
 
@@ -224,7 +226,6 @@ class Space:
         entry = Entry(
             key=kept.key,
             question=kept.question,
-            facts=read(kept.question),
             group=kept.group,
             owner=kept.owner,
             answer=kept.answer,

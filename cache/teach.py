@@ -69,7 +69,7 @@ class Teacher:
             if not space.policy.keeps_twins:
                 return None
         return space.add(
-            *(asked.question, asked.facts, asked.vector, recording),
+            *(asked.question, asked.vector, recording),
             owner=asked.owner,
             answer=answer,
             group=home,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -84,3 +87,9 @@ def test_int8_keeps_the_direction_of_tiny_and_large_vectors() -> None:
     for scale in (1e-3, 1.0, 1e3):
         row = to_int8(np.array([0.5, -0.25, 0.125], np.float32) * np.float32(scale))
         assert row.tolist() == [127, -64, 32]
+
+
+def test_it_may_be_imported_before_the_embedder() -> None:
+    """The two libraries below them crash the process when loaded in the other order."""
+    program = "import cache.index, cache.embed"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -14,6 +14,7 @@ from cache.store.base import StoreFault
 from cache.store.redis_line import RedisLine
 from cache.verify import Policy
 from cache.verify_others import Static
+from tests.support.archived import loaded
 from tests.support.house import AGAIN, FIRST, House
 from tests.support.recordings import call_of
 from tests.support.redis_server import RedisServer
@@ -90,12 +91,14 @@ async def test_a_label_teaches_both_and_outlives_them(server: RedisServer) -> No
     houses = await open_houses(server, policies[0], policies[1])
     for number in range(130):
         await houses[number % 2].ask(f"word{number} subject{number % 9} matter{number % 9}")
-    await eventually(lambda: policies[0].labels == policies[1].labels > 100)
+    taught = sum(isinstance(told, Lesson) for told in await loaded(houses[0].archive))
+    assert taught > 100
+    await eventually(lambda: policies[0].labels == policies[1].labels == taught)
     asked = [policy.state().requests for policy in policies[:2]]
     await close(houses)
     third = await open_houses(server, policies[2])
     await close(third)
-    assert policies[2].labels == policies[0].labels
+    assert policies[2].labels == taught
     assert policies[2].odds.weights.any()
     # What was asked since the other's last label is told with its next one.
     assert max(asked) <= policies[2].state().requests + 2
