@@ -48,6 +48,7 @@ from gateway.observe.metrics import Metrics
 from gateway.observe.rollup import RollUp
 from gateway.parts.cascade import build_auto, cache_error_of
 from gateway.parts.exact import Cache, build_cache, exact_terms
+from gateway.parts.judge import build_judge
 from gateway.parts.ledger import build_ledger
 from gateway.parts.meaning import Meaning, build_meaning
 from gateway.parts.shadow import build_shadow, learner_of
@@ -99,6 +100,7 @@ def assemble(
     catalog, large = auto.catalog, backend.cards[settings.cascade.large]
     ledger, keeper = build_ledger(settings.ledger, backend.cards.values(), large, log)
     rollup = keeper.rollup
+    meaning.judge = build_judge(settings, backend, ledger)
     shadow = build_shadow(settings, auto, backend, tenancy.roster, ledger=ledger, log=log)
     paid = tenancy.spending(shadow, backend, settings)
     onion = _onion(paid, cache, shelf, meaning, limits=tenancy.limits, ledger=ledger)

@@ -213,6 +213,11 @@ class SemanticCache:
         "differ",
     )
     min_evidence: int = _set(200, "bounded: labels of a namespace before its first hit")
+    judge: str | None = _set(
+        None,
+        "model that compares two answers where nothing cheaper decides, while the engine is idle; "
+        "unset: such answers count as different",
+    )
     allow_sampling: bool = _set(False, "may answers to questions that ask for randomness be given")
     allow_turns: bool = _set(False, "may later turns be answered, where all earlier ones are equal")
     volatile: tuple[str, ...] = _set(

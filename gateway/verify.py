@@ -303,6 +303,9 @@ def _semantic(settings: Settings) -> Iterator[Finding]:
         yield (*table, "max_error"), f"must be 0 (off) to {MOST_ERROR}; got {semantic.max_error}"
     if not 0 < semantic.threshold <= 1:
         yield (*table, "threshold"), f"must be above 0, at most 1; got {semantic.threshold}"
+    if semantic.judge is not None and semantic.judge not in settings.models:
+        known = ", ".join(sorted(settings.models))
+        yield (*table, "judge"), f"no model is named {semantic.judge!r}; there are: {known}"
     for word in semantic.volatile:
         try:
             re.compile(word)

@@ -18,6 +18,7 @@ from engine.contract import Answerer
 from gateway.api.embeddings import Vectors
 from gateway.api.feedback import Learner
 from gateway.observe.logs import Log
+from gateway.parts.judge import ModelJudge
 from gateway.settings import Settings
 from gateway.tenants.roster import Roster
 from gateway.verify import semantic_lacks
@@ -36,6 +37,8 @@ class Meaning:
     roster: Roster
     embedding: Embedding | None
     log: Log
+    judge: ModelJudge | None = None
+    """Set before `around`, where there is one."""
     semantic: SemanticLayer | None = None
 
     def around(self, inner: Answerer) -> Answerer:
@@ -45,7 +48,7 @@ class Meaning:
         from gateway.parts.semantic import build_semantic  # noqa: PLC0415  optional packages
 
         self.semantic = build_semantic(
-            self.settings.semantic, self.roster, self.embedding, inner, self.log
+            self.settings.semantic, self.roster, self.embedding, inner, self.log, self.judge
         )
         return self.semantic.answerer
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
+from cache.agree import Judge
 from cache.archive import Archive
 from cache.archive_sqlite import SqliteArchive
 from cache.entry import SpaceState
@@ -188,8 +189,13 @@ def _archive(settings: SemanticCache, log: Log) -> Archive:
     return RedisArchive(line, settings.scope_bytes, settings.max_namespaces)
 
 
-def build_semantic(
-    settings: SemanticCache, roster: Roster, embedding: Embedding, inner: Answerer, log: Log
+def build_semantic(  # noqa: PLR0917
+    settings: SemanticCache,
+    roster: Roster,
+    embedding: Embedding,
+    inner: Answerer,
+    log: Log,
+    judge: Judge | None = None,
 ) -> SemanticLayer:
     """The layer around what computes."""
     terms = SemanticTerms(settings, roster)
@@ -199,6 +205,7 @@ def build_semantic(
         terms_of=terms,
         owner_of=owner_of,
         policy_of=policy_of(settings),
+        judge=judge,
         keeper=build_keeper(settings, log),
         bounds=Bounds(settings.max_entries, settings.max_per_user, settings.max_namespaces),
     )

@@ -104,15 +104,15 @@ def undecided(routes: Mapping[str, Route]) -> Callable[[Call], bool]:
     return near
 
 
-def booking(ledger: Ledger) -> Book:
-    """A shadow run is a call of ours: all of it is waste."""
+def booking(ledger: Ledger, origin: str = ORIGIN) -> Book:
+    """A shadow run, or a judgement, is a call of ours: all of it is waste."""
     numbers = itertools.count(1)
 
     def book(tenant: str, spent: list[Waste]) -> None:
         model = spent[0].model
         made = Record(
-            time.time(), f"shadow-{next(numbers)}", tenant, model, ORIGIN, 200, NOTHING, 0.0, None,
-            [], [], wasted=spent,
+            time.time(), f"{origin}-{next(numbers)}", tenant, model, origin, 200, NOTHING, 0.0,
+            None, [], [], wasted=spent,
         )  # fmt: skip
         ledger.append(made)
 

@@ -126,6 +126,7 @@ def test_a_missing_file_and_broken_toml_are_errors_with_a_remedy(tmp_path: Path)
         ("[server]\nport = 70000\n", "must be 0 to 65535"),
         ("[server]\nmax_body_bytes = 0\n", "must be above 0"),
         ('[cascade]\nlarge = "huge"\n', "no model is named 'huge'"),
+        ('[cache.semantic]\njudge = "huge"\n', "no model is named 'huge'"),
         ('[cache.exact]\nstore = "mongodb://x"\n', "must be memory://, sqlite:///PATH or redis:"),
         ('[cache.exact]\nstore = "redis://"\n', "must be memory://, sqlite:///PATH or redis:"),
         (
