@@ -392,10 +392,9 @@ def report(name: str, card: Card, only: str) -> None:
 
 SKINNY = [gemv.Tile(n, k, w) for n in (1, 2, 4, 8) for k in (1024, 2048) for w in (4, 8)]
 EXTEND = [
-    extend.Tile(64, 64, 4, 2), extend.Tile(64, 64, 4, 3), extend.Tile(64, 64, 4, 2, 168),
-    extend.Tile(64, 128, 4, 2), extend.Tile(128, 64, 8, 2), extend.Tile(128, 64, 8, 3),
-    extend.Tile(128, 64, 8, 2, 128), extend.Tile(128, 32, 8, 3, 128),
-    extend.Tile(128, 128, 8, 2), extend.Tile(256, 64, 8, 2), extend.Tile(256, 64, 16, 2),
+    extend.Tile(64, 64, 4, 2), extend.Tile(64, 64, 4, 3), extend.Tile(64, 128, 4, 2),
+    extend.Tile(128, 64, 8, 2), extend.Tile(128, 64, 8, 3), extend.Tile(128, 128, 8, 2),
+    extend.Tile(256, 64, 8, 2), extend.Tile(256, 64, 16, 2),
 ]  # fmt: skip
 
 

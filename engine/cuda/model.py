@@ -80,7 +80,7 @@ class TritonModel:
         self._logits = decoder.weights.embed.new_empty(max_samples, config.vocab)
         self._scale = config.head_dim**-0.5
         weight = product_of(decoder.weights.layers[0].qkv).weight
-        self._streams = skinny_fits(1, weight.shape[0], weight.shape[1], weight.dtype)
+        self._streams = skinny_fits(1, weight.dtype)
 
     def forward(self, step: Step, shape: Shape, tables: Tensor, drawn: Tensor) -> Tensor:
         """Logits [samples, vocab]. Stores the keys and values of all rows, and brings `tables`

@@ -1,7 +1,7 @@
 """SiLU(gate) · up over the fused product of both, one block of a row a program.
 
-Bound: memory, 3 · ffn numbers a row; 128 rows of 14,336 in bf16 are 11 MB, 3 µs. Rows of up to 16
-do not come here: gemv.py applies it to the product while that is still in registers.
+Bound: memory, 3 · ffn numbers a row; 128 rows of 14,336 in bf16 are 11 MB, 3 µs. One row alone
+does not come here: gemv.py applies it to the product while that is still in registers.
 """
 
 from __future__ import annotations

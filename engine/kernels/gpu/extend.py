@@ -53,8 +53,6 @@ class Tile:
     n: int
     warps: int
     stages: int
-    registers: int | None = None
-    """At most, a thread; so that two programs fit on a multiprocessor."""
 
 
 def best_tile(stacked: int, head_dim: int, dtype: torch.dtype) -> Tile:
@@ -204,7 +202,7 @@ def extend_attention(
         WIDTH=max(16, triton.next_power_of_2(head_dim)), PAGE=page_size, M=m,
         BLOCK_N=tile.n, CHUNKS=triton.next_power_of_2(chunks), SPLITS=splits,
         MIN_CHUNK=MIN_CHUNK, WINDOW=window, PRECISION=precision(q.dtype),
-        num_warps=tile.warps, num_stages=tile.stages, maxnreg=tile.registers,
+        num_warps=tile.warps, num_stages=tile.stages,
         **overlapping(q.device),
     )  # fmt: skip
     if scratch is not None and splits > 1:

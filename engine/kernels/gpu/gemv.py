@@ -149,7 +149,7 @@ def skinny(
     )  # fmt: skip
 
 
-def skinny_fits(rows: int, _n: int, _k: int, dtype: torch.dtype) -> bool:
+def skinny_fits(rows: int, dtype: torch.dtype) -> bool:
     """Where it beats cuBLAS with its separate norms and sums (bench/kernels.py)."""
     return rows == 1 and dtype != torch.float32
 
