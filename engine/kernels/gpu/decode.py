@@ -12,9 +12,9 @@ attend.py).
 With a shared prefix the row starts at `starts[row]`, and the parts that prefix.py has left in slots
 0 … prefix_splits − 1 join the merge.
 
-Rejected: rotating the queries and storing the new key here too, a launch less: 29.0 µs instead of
-27.8 for a layer of the 0.6B shape on an H100, because launches overlap anyway (overlap.py) and the
-rotation then stands before the first read of a key. A fixed chunk length with a grid as large as
+Rejected: rotating the queries and storing the new key here too, a launch less, but no faster: a
+layer of the 0.6B shape took 29.0 µs with it and 27.8 and 29.2 without on an H100, because launches
+overlap anyway (overlap.py). A fixed chunk length with a grid as large as
 the longest context allows, which at 128k tokens launches thousands of programs that have nothing
 to do. A second kernel for the merge.
 
