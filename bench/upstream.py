@@ -125,7 +125,7 @@ async def drive(remote: Remote, width: int, seconds: float) -> dict[str, float]:
 
 async def alone(port: int, answer: str, seconds: float) -> list[Row]:
     rows: list[Row] = []
-    for name in ("aiohttp", "httpx"):
+    for name in ("http1", "httpx"):
         transport: httpx.AsyncBaseTransport = open_transport(http2=name == "httpx")
         remote = Remote(
             Upstream("far", "m", "sk-x"),

@@ -53,7 +53,7 @@ KEY = "sk-secret-of-ours"
 ASK = Call("chat", "far", "t", messages=(Message("user", (Part("text", "Hi"),)),))
 
 
-@pytest.fixture(params=["aiohttp", "httpx"])
+@pytest.fixture(params=["http1", "httpx"])
 async def transport(request: pytest.FixtureRequest) -> AsyncIterator[httpx.AsyncBaseTransport]:
     opened = open_transport(http2=request.param == "httpx")
     yield opened
