@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import reduce
 
 _NUMBER = r"\d[\d,]*(?:\.\d+)?"
 _CLAIM = re.compile(
@@ -131,7 +130,10 @@ def _evaluate(chain: str) -> float | None:
             return None
         else:
             terms[-1] /= value
-    return reduce(lambda a, b: a + b, terms)
+    total = terms[0]
+    for term in terms[1:]:
+        total += term
+    return total
 
 
 def _number(token: str) -> float:

@@ -17,14 +17,16 @@ all labels must be kept), boosted trees (nothing to gain on MMLU, a point on gra
 library at run time).
 A pickle of anything: it runs code when it is read, and it does not survive a library's upgrade.
 
-Price. One product with [768, 384] and one with [256, 19] numbers: 0.08 ms a decision. 0.8 MB of
-JSON per tenant.
+Price. One product with [768, 384] and one with [256, 19] numbers: 0.05 ms a decision. A request is
+estimated by calls that write in place, on landmarks scaled beforehand: half of the time of the same
+sum for a batch of one. 0.8 MB of JSON per tenant.
 """
 
 from __future__ import annotations
 
 import base64
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -63,7 +65,12 @@ class Estimate:
 
     @property
     def score(self) -> float:
-        return float(scores_of(np.array([[self.small, self.large, self.length]]))[0])
+        """`scores_of`, for one: 20 µs less than by arrays."""
+        small, large = min(max(self.small, 0.0), 1.0), min(max(self.large, 0.0), 1.0)
+        doubt = small * (1.0 - large) + large * (1.0 - small)
+        worth = self.large - self.small + CAUTION * doubt
+        half = min(max(self.length, -LONGEST), LONGEST) / 2
+        return worth * math.exp(-half if worth > 0 else half)
 
 
 def scores_of(estimates: Floats) -> Floats:
@@ -100,12 +107,31 @@ class Block:
     landmarks: Singles
     squares: Singles
     coefficients: Singles
+    _slopes: Singles
+    """2γ × landmarks, [m, d]."""
+    _offsets: Singles
+    """γ × squares, [m]."""
 
     def standardise(self, values: NDArray[Any]) -> Singles:
         """[..., d] → [..., d]."""
         scaled = (values.astype(np.float32) - self.centre) * self.scale
         clipped: Singles = np.clip(scaled, -CLIP, CLIP)
         return clipped
+
+    def estimate(self, values: NDArray[Any]) -> Singles:
+        """[d] → [3]: `similarities @ coefficients` of one request."""
+        z = values.astype(np.float32)
+        z -= self.centre
+        z *= self.scale
+        np.minimum(z, CLIP, out=z)
+        np.maximum(z, -CLIP, out=z)
+        exponents = self._slopes @ z
+        exponents -= self._offsets
+        exponents -= self.gamma * (z @ z)
+        np.minimum(exponents, 0.0, out=exponents)
+        np.exp(exponents, out=exponents)
+        estimated: Singles = exponents @ self.coefficients
+        return estimated
 
     def similarities(self, values: NDArray[Any]) -> Singles:
         """[n, d] → [n, m], each in (0, 1]."""
@@ -133,8 +159,10 @@ class GainModel:
 
     def estimate(self, inputs: Mapping[str, NDArray[Any]]) -> Estimate:
         """For one request: a vector for each block in `uses`."""
-        small, large, length = self.estimate_many({k: v[None, :] for k, v in inputs.items()})[0]
-        return Estimate(float(small), float(large), float(length))
+        total = self.offset
+        for block in self.blocks:
+            total = total + block.estimate(inputs[block.name])
+        return Estimate(*total.tolist())
 
     def estimate_many(self, inputs: Mapping[str, NDArray[Any]]) -> Floats:
         """Block name → [n, d]; gives [n, 3]: small, large, length."""
@@ -195,7 +223,9 @@ def make_block(
 ) -> Block:
     """`standard`: (centre [d], scale [d])."""
     squares = np.einsum("md,md->m", landmarks, landmarks)
-    return Block(name, inputs, *standard, gamma, landmarks, squares, coefficients)
+    slopes = np.float32(2 * gamma) * landmarks
+    offsets = np.float32(gamma) * squares
+    return Block(name, inputs, *standard, gamma, landmarks, squares, coefficients, slopes, offsets)
 
 
 def _read_block(data: Mapping[str, Any]) -> Block:

@@ -66,6 +66,23 @@ _HEDGE = re.compile(
     r"|might|maybe|approximately|can't|cannot|doesn't (?:say|specify)|not (?:given|specified))\b",
     re.IGNORECASE,
 )
+_HEDGES = (
+    "however",
+    "assum",
+    "unclear",
+    "possible",
+    "not ",
+    "i think",
+    "probably",
+    "perhaps",
+    "might",
+    "maybe",
+    "approximately",
+    "can't",
+    "cannot",
+    "doesn't ",
+)
+"""Each of _HEDGE's alternatives holds one of these."""
 _REFUSAL = re.compile(
     r"^\W{0,4}(?:(?:i['’]?m|i am) (?:sorry|afraid|unable|not able)"
     r"|i (?:can['’]?t|cannot|do not|don['’]?t) (?:help|answer|know|assist|provide)"
@@ -163,7 +180,7 @@ def after(question: str, answer: Answered) -> Floats:
             math.log1p(len(said_set - asked_set)),
             len(asked_set - said_set) / max(1, len(asked_set)),
             *_result(text, said, asked_set),
-            math.log1p(len(_HEDGE.findall(text))),
+            math.log1p(_hedges(text)),
             float(_REFUSAL.match(text) is not None),
             float(answer.finish is not None),
             float(answer.finish == "length"),
@@ -171,6 +188,16 @@ def after(question: str, answer: Answered) -> Floats:
             *rearranged.kept(question, parts),
         )
     )
+
+
+def _hedges(text: str) -> int:
+    """Substring searches cost a tenth of the expression, and most answers hold none. Beyond
+    ASCII, letters that the expression takes for each other are not found so."""
+    if text.isascii():
+        small = text.lower()
+        if not any(word in small for word in _HEDGES):
+            return 0
+    return len(_HEDGE.findall(text))
 
 
 def _proof(question: str, result: str, ended: bool) -> tuple[float, float]:

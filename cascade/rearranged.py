@@ -35,6 +35,7 @@ NAMES = (
 
 _WORD = re.compile(r"[^\W\d_]+")
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+_UNSIGNED = re.compile(r"\d[\d,]*(?:\.\d+)?")
 _LABEL = re.compile(r"^(?:the )?(?:final )?(?:answer|result)\s*(?:is|:|=)\s*", re.IGNORECASE)
 _SEPARATOR = re.compile(r"[,;]\s+|;")
 _MARKS = str.maketrans("", "", "-.,;:!?\"'()")
@@ -61,7 +62,7 @@ def kept(question: str, answer: Parts) -> tuple[float, ...]:
     """[len(NAMES)], in that order. Reads the last 4,096 characters of the question and the result,
     and of the working its last line."""
     asked, result = question[-_MAX_CHARS:].lower(), answer.result[-_MAX_CHARS:].lower()
-    numbers = _NUMBER.findall(result)
+    numbers = _numbers(result)
     return (
         *_words(asked, result),
         _as_worked_out(answer.working, numbers),
@@ -69,6 +70,12 @@ def kept(question: str, answer: Parts) -> tuple[float, ...]:
         *_order(result),
         _rank(asked, numbers),
     )
+
+
+def _numbers(text: str) -> list[str]:
+    """With their signs. An expression that begins with what may be missing is tried at every
+    character, three times slower than one that begins with a digit."""
+    return (_NUMBER if "-" in text else _UNSIGNED).findall(text)
 
 
 def _words(asked: str, result: str) -> tuple[float, float]:
@@ -80,7 +87,7 @@ def _words(asked: str, result: str) -> tuple[float, float]:
 
 def _as_worked_out(working: str, numbers: Sequence[str]) -> float:
     """1: the result's number is the last one worked out; −1: it is another; 0: there are none."""
-    before = _NUMBER.findall(working[working.rfind("\n") + 1 :][-_MAX_CHARS:])
+    before = _numbers(working[working.rfind("\n") + 1 :][-_MAX_CHARS:])
     if not numbers or not before:
         return 0.0
     return 1.0 if numbers[-1] == before[-1] else -1.0
@@ -89,7 +96,7 @@ def _as_worked_out(working: str, numbers: Sequence[str]) -> float:
 def _letters(asked: str, result: str) -> tuple[float, float]:
     """Whether a word of the question came back with the same letters, and backwards."""
     final = result.translate(_MARKS).replace(" ", "")
-    if len(final) < _LEAST_LETTERS:
+    if len(final) < _LEAST_LETTERS or not all(letter in asked for letter in set(final)):
         return 0.0, 0.0
     alike = {word for word in asked.translate(_MARKS).split() if len(word) == len(final)}
     bag = sorted(final)
@@ -120,7 +127,7 @@ def _runs(items: Sequence[str] | Sequence[float]) -> tuple[float, float]:
 def _rank(asked: str, numbers: Sequence[str]) -> float:
     """Where the result's last number stands among the question's: 0 smallest, 1 largest, −1
     nowhere."""
-    given, said = _values(_NUMBER.findall(asked)), _values(numbers)
+    given, said = _values(_numbers(asked)), _values(numbers)
     if not given or not said:
         return -1.0
     below = sum(value < said[-1] for value in given)

@@ -9,7 +9,7 @@ import pytest
 
 from cascade.features import BEFORE
 from cascade.fit import Plan, embedding_plan, feature_plan, fit_gain, out_of_fold
-from cascade.gain import Estimate, GainModel, ModelFileError, read_model
+from cascade.gain import Estimate, GainModel, ModelFileError, read_model, scores_of
 
 NAMES = ("difficulty", "noise")
 
@@ -139,3 +139,10 @@ def test_the_file_is_plain_json_of_bounded_size() -> None:
     stored = json.loads(fitted().to_json())
     assert stored["format"] == "sluice-gain/1"
     assert len(fitted().to_json()) < 50_000
+
+
+def test_one_score_is_what_many_would_say() -> None:
+    rng = np.random.default_rng(3)
+    for row in rng.normal(0.5, 2.0, size=(200, 3)):
+        one = Estimate(*row.tolist())
+        assert one.score == pytest.approx(scores_of(row[None, :])[0], abs=1e-12)

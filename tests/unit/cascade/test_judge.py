@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import numpy as np
@@ -137,3 +138,20 @@ def test_a_document_keeps_its_schema(document: Any, schema: Any, fault: str) -> 
 
 def test_a_schema_that_refers_to_itself_ends() -> None:
     assert violation(1, {"$ref": "#"}) == ""
+
+
+@pytest.mark.parametrize(
+    "hedge",
+    "however,Assuming,unclear,not possible,not sure,impossible,I think,probably,perhaps,might,"
+    "maybe,approximately,can't,cannot,doesn't say,doesn't specify,not given,NOT SPECIFIED".split(
+        ","
+    ),
+)
+def test_each_hedge_is_found_wherever_it_stands(hedge: str) -> None:
+    for text in (hedge, f"It is 4, {hedge}", f"{hedge} it is 4.", f"½ {hedge} 4"):
+        assert seen("2+2?", Answered(text))["hedges"] == pytest.approx(math.log1p(1))
+
+
+@pytest.mark.parametrize("text", ["A notable doe is possible.", "Nothing, can you? Mightily."])
+def test_words_that_look_like_hedges_are_none(text: str) -> None:
+    assert seen("2+2?", Answered(text))["hedges"] == 0.0

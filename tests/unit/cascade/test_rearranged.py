@@ -68,3 +68,8 @@ def test_a_result_that_is_not_what_was_worked_out_is_seen() -> None:
 @pytest.mark.parametrize("text", ["", "\n", "½ ٣ 一", "9" * 5000, ", ; ,", "-" * 9000])
 def test_any_text_gives_finite_numbers(text: str) -> None:
     assert all(abs(value) < 1e6 for value in kept(text, parts_of(text)))
+
+
+def test_numbers_keep_their_signs_beside_those_without() -> None:
+    assert seen("7 and -7", "-7")["result_rank"] == 0.25
+    assert seen("7 and 9", "9")["result_rank"] == 0.75
