@@ -118,7 +118,7 @@ class Block:
         clipped: Singles = np.clip(scaled, -CLIP, CLIP)
         return clipped
 
-    def estimate(self, values: NDArray[Any]) -> Singles:
+    def estimate(self, values: NDArray[Any]) -> Floats:
         """[d] → [3]: `similarities @ coefficients` of one request."""
         z = values.astype(np.float32)
         z -= self.centre
@@ -130,7 +130,7 @@ class Block:
         exponents -= self.gamma * (z @ z)
         np.minimum(exponents, 0.0, out=exponents)
         np.exp(exponents, out=exponents)
-        estimated: Singles = exponents @ self.coefficients
+        estimated: Floats = exponents @ self.coefficients
         return estimated
 
     def similarities(self, values: NDArray[Any]) -> Singles:
@@ -159,7 +159,7 @@ class GainModel:
 
     def estimate(self, inputs: Mapping[str, NDArray[Any]]) -> Estimate:
         """For one request: a vector for each block in `uses`."""
-        total = self.offset
+        total: Floats = self.offset
         for block in self.blocks:
             total = total + block.estimate(inputs[block.name])
         return Estimate(*total.tolist())
