@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from cascade.price import estimate_prompt_tokens
 from engine.contract import Call
 
+LONG = "so long a context"
+
 
 @dataclass(frozen=True, slots=True)
 class Abilities:
@@ -36,7 +38,7 @@ def lacking(call: Call, abilities: Abilities) -> str:
         "images": _has_images(call) and not abilities.vision,
         "log-probabilities": call.logprobs and not abilities.logprobs,
         "parameters that we do not know": call.extra is not None and not abilities.extra,
-        "so long a context": _too_long(call, abilities.context_tokens),
+        LONG: _too_long(call, abilities.context_tokens),
     }
     return next((what for what, missing in wanted.items() if missing), "")
 

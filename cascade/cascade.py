@@ -29,7 +29,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from cascade.ability import Abilities, lacking
+from cascade.ability import LONG, Abilities, lacking
 from cascade.conversation import Conversations, Standing, Turn
 from cascade.features import before, question
 from cascade.hold import Hold
@@ -164,6 +164,8 @@ class Cascade:
             model: lacking(asked.call, team.abilities.get(model, Abilities()))
             for model in (team.small, team.large)
         }
+        if set(faults.values()) == {LONG}:
+            return Choice(team.large, "too long for either: the model says by how much")
         if all(faults.values()):
             told = ", ".join(f"{model} cannot take {fault}" for model, fault in faults.items())
             raise BadCall(f"No model of `auto` can answer this: {told}. Name another model.")
