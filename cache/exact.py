@@ -214,7 +214,13 @@ class Record:
         self._shelf = shelf
         self._inner = inner
 
-    async def __call__(self, call: Call, trail: Trail) -> Answer:
+    def __call__(self, call: Call, trail: Trail) -> Answer:
+        """With no-store there is nothing to look up and nothing to keep: the inner answer."""
+        if trail.directives.no_store:
+            return self._inner(call, trail)
+        return self._kept(call, trail)
+
+    async def _kept(self, call: Call, trail: Trail) -> Answer:
         found = await self._shelf.find(call, trail)
         if found.recording is not None:
             _book_late_hit(trail, found)

@@ -211,12 +211,14 @@ class Join:
     def in_flight(self) -> int:
         return len(self._flights)
 
-    async def __call__(self, call: Call, trail: Trail) -> Answer:
+    def __call__(self, call: Call, trail: Trail) -> Answer:
+        """Of a call that is not shared the inner answer itself: a layer that adds nothing costs
+        nothing."""
         if not self._may_share(call, trail):
-            async with aclosing(self._inner(call, trail)) as answer:
-                async for event in answer:
-                    yield event
-            return
+            return self._inner(call, trail)
+        return self._shared(call, trail)
+
+    async def _shared(self, call: Call, trail: Trail) -> Answer:
         asked = trail.directives
         key = (self._key(call), asked.max_age_s, asked.max_error)
         while True:

@@ -116,6 +116,29 @@ class Remote:
         return self._breaker
 
     async def __call__(self, call: Call, trail: Trail) -> Answer:
+        name = self._upstream.name
+        usage: Usage | None = None
+        open_choices, deltas = set(range(call.n)), 0
+        reply = await self._begin(call, trail)
+        async with aclosing(reply):
+            yield Start(trail.id, reply.created or int(self._now()), name, name)
+            async for chunk in reply.chunks(self._upstream.between_bytes_timeout_s):
+                if chunk.error is not None:
+                    raise self._failed(f"broke off: {error_text(chunk.error)}")
+                for event in events_in(chunk):
+                    deltas += isinstance(event, Delta)
+                    if isinstance(event, Finish):
+                        open_choices.discard(event.index)
+                    yield event
+                if chunk.usage is not None:
+                    usage = usage_of(chunk.usage)
+        if open_choices:
+            raise self._failed("ended its answer in the middle")
+        prompt = estimate_prompt_tokens(call)
+        yield End(usage or Usage(prompt, deltas, 0, prompt + deltas))
+
+    async def _begin(self, call: Call, trail: Trail) -> Reply:
+        """A reply whose first chunk is there; tells the breaker how that went."""
         started = time.perf_counter()
         if not self._breaker.admit():
             raise Overloaded(
@@ -136,9 +159,7 @@ class Remote:
             if not settled:
                 self._breaker.abandoned()
         trail.span("upstream", started)
-        async with aclosing(self._events(reply, call, trail)) as events:
-            async for event in events:
-                yield event
+        return reply
 
     def _settle(self, error: AnswerError) -> None:
         if isinstance(error, BadCall):
@@ -262,27 +283,6 @@ class Remote:
     def _redacted(self, text: str) -> str:
         key = self._upstream.api_key
         return text.replace(key, "…") if key else text
-
-    async def _events(self, reply: Reply, call: Call, trail: Trail) -> Answer:
-        name = self._upstream.name
-        usage: Usage | None = None
-        open_choices, deltas = set(range(call.n)), 0
-        async with aclosing(reply):
-            yield Start(trail.id, reply.created or int(self._now()), name, name)
-            async for chunk in reply.chunks(self._upstream.between_bytes_timeout_s):
-                if chunk.error is not None:
-                    raise self._failed(f"broke off: {error_text(chunk.error)}")
-                for event in events_in(chunk):
-                    deltas += isinstance(event, Delta)
-                    if isinstance(event, Finish):
-                        open_choices.discard(event.index)
-                    yield event
-                if chunk.usage is not None:
-                    usage = usage_of(chunk.usage)
-        if open_choices:
-            raise self._failed("ended its answer in the middle")
-        prompt = estimate_prompt_tokens(call)
-        yield End(usage or Usage(prompt, deltas, 0, prompt + deltas))
 
 
 def _headers(upstream: Upstream) -> list[tuple[str, str]]:
