@@ -1,6 +1,6 @@
 """Does the cascade choose well, does it keep its promise, and what does a decision cost?
 
-    python -m bench.cascade DATA [--tasks TASKS.jsonl] [--seeds 20] [--embeddings FOLDER]
+    python -m bench.cascade DATA [--tasks FILE [--fresh FILE]] [--seeds 20] [--embeddings FOLDER]
 
 DATA holds RouteLLM's published outcomes (GPT-4-1106 and Mixtral-8x7B on MMLU and GSM8K). Four
 parts: the table of routers over both halves of each random split; the promise, by 200 calibrations
@@ -163,6 +163,8 @@ def main() -> None:
         print_promise(title, rows)
     if arguments.tasks:
         found["tasks"] = run_tasks(arguments.tasks, arguments.embeddings)
+        if arguments.fresh:
+            found["fresh"] = run_tasks(arguments.tasks, arguments.embeddings, fresh=arguments.fresh)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(found, indent=1), encoding="utf-8")
     print(f"\nsaved to {arguments.out}")
@@ -172,6 +174,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("data", type=Path, help="folder with mmlu_responses/ and gsm8k/")
     parser.add_argument("--tasks", type=Path, help="graded tasks, answered by both bundled models")
+    parser.add_argument("--fresh", type=Path, help="more of them: then the test part of all splits")
     parser.add_argument("--seeds", type=int, default=20, help="random splits, each used both ways")
     parser.add_argument("--calibrations", type=int, default=200)
     parser.add_argument("--splits", type=int, default=4, help="populations of the promise check")

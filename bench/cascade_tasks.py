@@ -3,6 +3,8 @@
 Reads what bench/cascade_answers.py stored. Each random split has three disjoint parts: 40 % fit,
 20 % calibrate, 40 % test; all figures are from the test part, decided as the cascade would. A
 router's cut is found twice on the calibration part: plug-in, and with the promise (δ = 0.1).
+With fresh tasks beside them, those are the test part of every split, and the others are cut two to
+one: nobody has looked at them while features and plans were chosen.
 
 "Tokens avoided" is the share of the large model's answer tokens that were never generated; what the
 small model generates is not held against it here.
@@ -10,6 +12,7 @@ small model generates is not held against it here.
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -69,9 +72,13 @@ ROUTERS: Mapping[str, Router] = {
 }
 
 
-def read_tasks(path: Path, embeddings: Path) -> Tasks:
-    with path.open(encoding="utf-8") as file:
-        lines = [line for line in file if line.strip()]
+def _lines(path: Path) -> list[str]:
+    opened = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "rt", encoding="utf-8") as file:
+        return [line for line in file if line.strip()]
+
+
+def read_tasks(lines: Sequence[str], embeddings: Path) -> Tasks:
     rows, raw = read_labels(lines), [json.loads(line) for line in lines]
     cells = {name: at for at, name in enumerate(sorted({_cell(row) for row in raw}))}
     texts = [row.call.messages[-1].text for row in rows]
@@ -127,9 +134,13 @@ def _at(tasks: Tasks, rows: Rows, kept: NDArray[np.bool_]) -> Point:
     return Point(lost, float((tokens * kept).sum() / tokens.sum()), float(kept.mean()))
 
 
-def _split(tasks: Tasks, rng: np.random.Generator) -> tuple[Rows, Rows, Rows]:
-    order = rng.permutation(len(tasks.small))
-    fit, calibrate = int(0.4 * len(order)), int(0.6 * len(order))
+def _split(tasks: Tasks, rng: np.random.Generator, fresh: int) -> tuple[Rows, Rows, Rows]:
+    """`fresh`: how many of the last rows are the test part; 0: a random part is."""
+    every = len(tasks.small)
+    order = rng.permutation(every - fresh)
+    if fresh:
+        return order[: 2 * len(order) // 3], order[2 * len(order) // 3 :], np.arange(every)[-fresh:]
+    fit, calibrate = int(0.4 * every), int(0.6 * every)
     return order[:fit], order[fit:calibrate], order[calibrate:]
 
 
@@ -191,9 +202,9 @@ class Split:
     ours: Mapping[str, tuple[Floats, Floats]]
 
 
-def make_split(tasks: Tasks, seed: int) -> Split:
+def make_split(tasks: Tasks, seed: int, fresh: int = 0) -> Split:
     rng = np.random.default_rng(seed)
-    fit, calibrate, test = _split(tasks, rng)
+    fit, calibrate, test = _split(tasks, rng, fresh)
     ours = {name: _our_scores(tasks, fit, router, rng) for name, router in ROUTERS.items()}
     return Split(fit, calibrate, test, _fixed_scores(tasks, fit, rng), ours)
 
@@ -237,16 +248,20 @@ def _row(name: str, points: list[Point], best: float, epsilon: float) -> dict[st
     }
 
 
-def run_tasks(path: Path, embeddings: Path, seeds: int = 10) -> dict[str, Any]:
-    tasks = read_tasks(path, embeddings)
+def run_tasks(
+    path: Path, embeddings: Path, seeds: int = 10, fresh: Path | None = None
+) -> dict[str, Any]:
+    last = _lines(fresh) if fresh else []
+    tasks = read_tasks([*_lines(path), *last], embeddings)
     small, large = float(tasks.small.mean()), float(tasks.large.mean())
     print(f"\nBundled models, {len(tasks.small)} tasks: small {small:.1%}, large {large:.1%} right")
     found: dict[str, Any] = {"small": small, "large": large}
-    splits = [make_split(tasks, seed) for seed in range(seeds)]
+    splits = [make_split(tasks, seed, len(last)) for seed in range(seeds)]
     for epsilon in (0.005, 0.01, 0.02):
         rows = measure(tasks, splits, epsilon)
         found[f"lost_{epsilon}"] = rows
-        print(f"\nat most {100 * epsilon:g} points lost, {seeds} splits, on the test part")
+        part = f"{len(last)} fresh tasks" if last else "the test part"
+        print(f"\nat most {100 * epsilon:g} points lost, {seeds} splits, on {part}")
         print(f"{'':46}{'lost':>7}{'missed':>8}{'large tokens avoided':>24}{'of oracle':>11}")
         for row in rows:
             spread = f"{row['avoided']:.1%} ± {row['avoided_sd']:.1%}"
