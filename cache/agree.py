@@ -17,13 +17,13 @@ the embedder's window are compared by the words they share, under the same name 
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import orjson
 
 from cache.embed import EmbedError, Vector
 from cache.replay import Recording
@@ -58,12 +58,23 @@ def normal(text: str) -> str:
     return " ".join(re.findall(r"\w+|[^\w\s.,;:!?'\"’“”()…]", text.casefold()))
 
 
-def _canonical(text: str) -> bytes | None:
-    """One spelling per JSON value; None for what is no JSON. (As Python values 1 would be true.)"""
+def _canonical(text: str) -> str | None:
+    """One spelling per JSON value; None for what is no JSON. Numbers stay as they are written: as
+    floats those of more than 15 digits would be their neighbours, and as Python values 1 is true."""
     try:
-        return orjson.dumps(orjson.loads(text), option=orjson.OPT_SORT_KEYS)
-    except orjson.JSONDecodeError:
+        value = json.loads(text, parse_int=_Number, parse_float=_Number, parse_constant=_Number)
+        return json.dumps(value, sort_keys=True, default=_written)
+    except (ValueError, RecursionError):
         return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Number:
+    written: str
+
+
+def _written(number: _Number) -> dict[str, str]:
+    return {"": number.written}
 
 
 def at_a_glance(fresh: str, cached: str) -> Label | None:

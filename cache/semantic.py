@@ -280,7 +280,7 @@ class Semantic:
         """Wait until everything answered so far is compared and kept, and the archive has it for
         good: what was learnt then survives the death of the process."""
         while self._labelling:
-            await asyncio.gather(*self._labelling)
+            await asyncio.wait(self._labelling)  # one that failed keeps nobody from closing
         await self._spaces.flush()
 
     # ------------------------------------------------------------------ people

@@ -573,6 +573,26 @@ class TestAgree:
         label = await agree("q", fresh, cached, embed=embed)
         assert (label.right, label.source) == (False, "facts")
 
+    @pytest.mark.parametrize(
+        ("fresh", "cached"),
+        [
+            ("184467440737095516161", "184467440737095516162"),
+            ('{"id": 0.12345678901234567891}', '{"id": 0.12345678901234567892}'),
+            ("[1]", "[true]"),
+        ],
+    )
+    def test_numbers_of_many_digits_are_not_taken_for_their_neighbours(
+        self, fresh: str, cached: str
+    ) -> None:
+        label = at_a_glance(fresh, cached)
+        assert label is None or not label.right
+
+    def test_json_of_any_depth_can_be_compared(self) -> None:
+        for depth in (300, 1000, 100_000):
+            deep = "[" * depth + "{}" + "]" * depth
+            label = at_a_glance(deep, deep.replace("{}", "5"))
+            assert label is None or not label.right
+
     async def test_meaning_decides_where_it_is_clear(self) -> None:
         text = "you can pay the bill in the app or at any counter of ours in town"
         near = await agree("q", text, text + " today", embed=embed)
