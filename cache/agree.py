@@ -59,8 +59,8 @@ def normal(text: str) -> str:
 
 
 def _canonical(text: str) -> str | None:
-    """One spelling per JSON value; None for what is no JSON. Numbers stay as they are written: as
-    floats those of more than 15 digits would be their neighbours, and as Python values 1 is true."""
+    """One spelling per JSON value; None for what is no JSON. Numbers stay as they are written:
+    as floats those of many digits would be their neighbours, and as Python values 1 is true."""
     try:
         value = json.loads(text, parse_int=_Number, parse_float=_Number, parse_constant=_Number)
         return json.dumps(value, sort_keys=True, default=_written)

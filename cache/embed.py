@@ -205,7 +205,10 @@ class OnnxEncoder:
         # Words are shorter than 100 letters: what is longer is refused without reading it.
         if len(text) > 100 * self._window:
             raise TextTooLong(f"{len(text)} characters are over {self._window} tokens")
-        tokens = self._tokenizer.encode(text).ids
+        read = self._tokenizer.encode(text)
+        tokens = read.ids
+        if all(read.special_tokens_mask):  # control characters, joiners
+            raise TextForeign("the embedder sees nothing in this text")
         if tokens.count(self._unknown) > FOREIGN * len(tokens):
             raise TextForeign("the embedder does not know what this text is written in")
         ids = np.array([tokens], np.int64)

@@ -16,6 +16,7 @@ Price: about 10 us to read a text once (an entry keeps its facts), 5 us to compa
 from __future__ import annotations
 
 import re
+import unicodedata
 from dataclasses import dataclass
 
 WORD = re.compile(r"[^\W\d_][+#]{1,2}(?![^\W_])|[^\W_]+(?:['’][^\W\d_]+)?|[^\w\s]", re.UNICODE)
@@ -26,6 +27,9 @@ OPERATOR = re.compile(
 )
 """Signs that change what is said: 7 - 5, 5 %, x = y. Not hyphens, bullets, slashes between words
 and emphasis (**so**)."""
+SYMBOLS = frozenset({"So", "Sm"})
+"""Unicode's categories of emoji and of the signs of mathematics and logic. An embedder takes those
+that it does not know for one and the same, so that ∀ would be ∃: here they are names."""
 BULLET = re.compile(r"^[ \t]*[-*+•][ \t]+", re.MULTILINE)
 
 NUMBER_WORDS = {
@@ -104,7 +108,7 @@ def read(text: str) -> Facts:
     words = tuple(
         word.lower().replace("’", "'")
         for word, at in found
-        if word[0].isalnum() or OPERATOR.match(text, at)
+        if word[0].isalnum() or _is_symbol(word) or OPERATOR.match(text, at)
     )
     names = frozenset(
         word.lower()
@@ -123,6 +127,8 @@ def read(text: str) -> Facts:
 
 def _is_name(word: str, *, starts: bool) -> bool:
     """Capitals inside a sentence, or more than one of them, or letters mixed with digits."""
+    if _is_symbol(word):
+        return True
     capitals = sum(letter.isupper() for letter in word)
     if capitals > 1:
         return True
@@ -131,10 +137,21 @@ def _is_name(word: str, *, starts: bool) -> bool:
     return capitals == 1 and len(word) > 1 and word[0].isupper() and not starts
 
 
+def _is_symbol(word: str) -> bool:
+    return unicodedata.category(word[0]) in SYMBOLS and not OPERATOR.match(word)
+
+
 def _numbers(words: tuple[str, ...]) -> list[str]:
     """Digits, signs and number words; "one" is left out, being mostly a pronoun."""
-    found = [word for word in words if word[0].isdigit() or not word[0].isalnum()]
+    found = [word for word in words if _counts(word)]
     return found + [NUMBER_WORDS[word] for word in words if word in NUMBER_WORDS and word != "one"]
+
+
+def _counts(word: str) -> bool:
+    """Whether it begins with a digit, a fraction such as ½, or is an operator."""
+    if word[0].isalnum():
+        return unicodedata.category(word[0]) in {"Nd", "No", "Nl"}
+    return not _is_symbol(word)
 
 
 def _negates(word: str) -> bool:

@@ -108,8 +108,8 @@ async def _told(asked: Awaitable[T]) -> T:
         return await asked
     except StoreFault as fault:
         raise Overloaded(
-            f"The cache's store could not be told: {fault}. What was stored may still be there; "
-            "send the request again.",
+            f"The cache's store could not be told: {str(fault).rstrip('.')}. "
+            "What was stored may still be there; send the request again.",
             code="store_away",
             retry_after_s=1.0,
         ) from None

@@ -137,6 +137,13 @@ class TestBundledModel:
         with pytest.raises(TextForeign):
             bundled.encode("🦊 🐍 🦊")
 
+    @pytest.mark.parametrize("text", ["\x00", "\u200b\u200d", " \n "])
+    def test_a_text_of_which_it_sees_nothing_is_refused(
+        self, bundled: OnnxEncoder, text: str
+    ) -> None:
+        with pytest.raises(TextForeign, match="sees nothing"):
+            bundled.encode(text)
+
     def test_a_text_over_the_window_is_refused_and_not_cut(self, bundled: OnnxEncoder) -> None:
         bundled.encode("word " * 250)
         with pytest.raises(TextTooLong, match="over the window of 256"):

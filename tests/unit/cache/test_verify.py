@@ -43,6 +43,9 @@ class TestFacts:
             ("how to enable 2FA", "how to disable 2FA", "antonym"),
             ("subscribe me", "unsubscribe me", "antonym"),
             ("did Anna Moser call", "did Peter Huber call", "names"),
+            ("what does 😀 mean", "what does 💀 mean", "names"),
+            ("how is ∀ read", "how is ∃ read", "names"),
+            ("what is ½ of it", "what is ¼ of it", "number"),
             ("dog bites man", "man bites dog", "order"),
             ("who teaches maths", "where teaches maths", "question"),
         ],
@@ -59,6 +62,9 @@ class TestFacts:
 
     def test_one_is_a_pronoun(self) -> None:
         assert "number" not in differs("which one is best", "which is best")
+
+    def test_a_face_is_no_number(self) -> None:
+        assert read("Sure! 😊 It is 5 €.").numbers == read("Sure! It is 5 €.").numbers
 
     def test_two_negations_cancel(self) -> None:
         assert "negation" not in differs("it is not never wrong", "it is wrong")
