@@ -73,6 +73,12 @@ LEVELS: Final = np.geomspace(2e-4, 0.4, 60)
 
 BRAKE: Final = 4
 
+COSINE: Final = SIGNS.index("cosine")
+
+SUPPORT: Final = 5
+"""Labels as far from their question, or further, without which the odds are not believed: where
+all labels were right and near, they take a question about something else to be right as well."""
+
 
 @dataclass(frozen=True, slots=True)
 class Terms:
@@ -150,6 +156,8 @@ class Budgeted:
         self._labelled = Ring(4 + len(SIGNS))  # request number, p, wrong, weight, signs
         self._upper = np.full(len(LEVELS), np.inf)
         self._ratio = 1.0
+        self._farthest = -math.inf
+        """The sign `cosine` down to which there are labels enough."""
         self._since = 0
         self._requests = self._served = self._alarms = 0
         self._expected = 0.0
@@ -169,6 +177,8 @@ class Budgeted:
             threshold = self._allowed(max_error)
         if p > threshold or self.threshold == 0.0:
             return Verdict("forward", 1 - p, 1.0, self.reason or f"p(wrong) {p:.3f}")
+        if sighting.signs[COSINE] < self._farthest:
+            return Verdict("forward", 1 - p, 1.0, "unlike what was checked here")
         chance = self._audit_chance(p)
         if self._rng.random() < chance:
             return Verdict("explore", 1 - p, chance, "audit")
@@ -258,6 +268,7 @@ class Budgeted:
         self.odds.fit(labelled[:, 4:], wrong, weight)
         if len(labelled) < self.terms.min_evidence:
             return
+        self._farthest = float(np.sort(labelled[:, 4 + COSINE])[SUPPORT - 1])
         asked = self._asked.rows()
         self._weigh(asked[asked[:, 0] > oldest, 1], p, wrong)
         self.threshold = self._allowed(self.terms.max_error)

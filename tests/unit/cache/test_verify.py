@@ -384,6 +384,21 @@ class TestBudgeted:
         assert (policy.odds.weights != weights).any()
         assert drive(policy, Traffic(12, middle=0.2, lucky=0.9), 2000).wrong <= 0.05 * 2000
 
+    def test_a_question_about_something_else_is_not_served_where_all_labels_were_right(
+        self,
+    ) -> None:
+        policy = budgeted(0.02)
+        drive(policy, Traffic(1, middle=-5.0), 1000)
+        foreign = sight(near((0.13, 1), (0.12, 1)), (0.0,) * len(FEATURES), Record(200, 0))
+        verdicts = [policy.decide(foreign) for _ in range(30)]
+        assert policy.threshold > 1 - verdicts[0].p_right
+        assert {verdict.action for verdict in verdicts} == {"forward"}
+        for verdict in verdicts:
+            policy.learn(foreign, verdict, right=True)
+        drive(policy, Traffic(2, middle=-5.0), 200)
+        known = sight(near((0.14, 1), (0.13, 1)), (0.0,) * len(FEATURES), Record(200, 0))
+        assert policy.decide(known).action != "forward"
+
     def test_requests_without_a_neighbour_count_as_requests(self) -> None:
         policy = budgeted(0.05)
         policy.skip()
