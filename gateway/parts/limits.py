@@ -29,7 +29,8 @@ class SharedLimits:
         """The same for the same name: what is held is not lost when a tenant's limit comes back."""
         one = self._slots.get(name)
         if one is None:
-            one = self._slots[name] = SharedSlots(limit, name, self.rates.us, self.slot_store)
+            clock, us = self.rates.clock, self.rates.us
+            one = self._slots[name] = SharedSlots(limit, name, us, self.slot_store, clock)
         one.limit = limit
         return one
 

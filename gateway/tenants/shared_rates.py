@@ -48,7 +48,7 @@ class RateStore:
     ) -> None:
         self._store = store
         self._log = log
-        self._clock = clock
+        self.clock = clock
         self._away_until = -math.inf
         self._fault = False
         self.wall = wall
@@ -56,7 +56,7 @@ class RateStore:
 
     @property
     def is_away(self) -> bool:
-        return self._clock() < self._away_until
+        return self.clock() < self._away_until
 
     async def move(self, account: Account, move: Move) -> Moved:
         return await self._ask(lambda: self._store.move(account, move))
@@ -68,7 +68,7 @@ class RateStore:
         try:
             answer = await asyncio.to_thread(ask)
         except LeaseStoreFault as fault:
-            self._away_until = self._clock() + AWAY_S
+            self._away_until = self.clock() + AWAY_S
             if not self._fault:
                 self._log.warning("rates are counted by each gateway alone", error=str(fault))
             self._fault = True

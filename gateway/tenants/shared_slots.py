@@ -11,6 +11,8 @@ Rejected: a counter that goes up and down (a gateway that dies would hold its pa
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -21,6 +23,8 @@ TEND_S = 2.0
 SPARE = 20
 """A twentieth of a limit is held beyond what is in flight, so that most requests ask nobody."""
 REFUSED_S = 0.1
+AWAY_S = 1.0
+"""After a fault the store is not asked for so long: a flood must not wait for it in a row."""
 
 
 class SlotStore(Protocol):
@@ -51,10 +55,13 @@ class SharedSlots:
     name: str
     holder: str
     store: SlotStore
+    clock: Callable[[], float] = time.monotonic
+    """Read after waiting: a request's own time may have passed long ago."""
     busy: int = 0
     held: int = 0
     away: bool = False
     refused_until: float = 0.0
+    """The store is not asked before, after a refusal or a fault."""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def fits(self, now: float, cost: int) -> bool:  # noqa: ARG002
@@ -64,12 +71,13 @@ class SharedSlots:
         async with self.lock:
             if self.fits(now, cost):
                 return True
-            if now < self.refused_until:
+            if self.clock() < self.refused_until:
                 return False
             await self._hold(self.busy + cost + self.limit // SPARE)
-            if not self.fits(now, cost):
-                self.refused_until = now + REFUSED_S
-            return self.fits(now, cost)
+            if self.fits(now, cost):
+                return True
+            self.refused_until = self.clock() + (AWAY_S if self.away else REFUSED_S)
+            return False
 
     async def tend(self) -> None:
         """Say that what is held still is, and let go what is not needed."""

@@ -219,3 +219,20 @@ async def test_a_reload_keeps_what_was_counted(store: Store, clock: Clock) -> No
     assert not await one.lets_in()
     one.limits.leave("t")
     assert await one.lets_in()
+
+
+async def test_a_flood_over_the_limit_does_not_wait_in_a_row_for_a_store_that_hangs(
+    store: Store, clock: Clock
+) -> None:
+    one = Gateway(store, clock, max_concurrent=1)
+    store.away = True
+    assert await one.lets_in()
+    clock.now += 10.0
+    store.asked = 0
+    slots = one.shared.slots("t", 1)
+    # All came before the first was told that nobody answers, at times more than a refusal apart.
+    assert not any([await slots.lease(clock.now + 0.2 * late, 1) for late in range(20)])
+    assert store.asked == 1
+    clock.now += AWAY_S
+    assert not await one.lets_in()
+    assert store.asked == 2
