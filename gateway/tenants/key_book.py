@@ -17,6 +17,8 @@ from gateway.tenants.key import Key, Minted, mint
 from gateway.tenants.key_store import KeyStore
 
 GRACE_S = 86_400.0
+LONGEST_S = 100 * 365 * 86_400.0
+"""No longer life or grace: dates beyond cannot be shown, and "for ever" has a name of its own."""
 
 
 class KeyRefused(Exception):
@@ -40,8 +42,11 @@ class KeyBook:
     ) -> Minted:
         """`tenants`: those in force. Raises KeyRefused."""
         _require_keyed(tenants, tenant)
-        if lives_s is not None and lives_s <= 0:
-            raise KeyRefused("A key must live for more than 0 s; leave its lifetime out for ever.")
+        if lives_s is not None and not 0 < lives_s <= LONGEST_S:
+            raise KeyRefused(
+                "A key must live for more than 0 s and at most 100 years; leave its lifetime out "
+                "for ever."
+            )
         now = self._wall()
         expires_at = None if lives_s is None else now + lives_s
         minted = mint(tenant, now, name=name, expires_at=expires_at)
@@ -54,8 +59,10 @@ class KeyBook:
 
     def rotate(self, key_id: str, grace_s: float = GRACE_S) -> Minted:
         """A new key in place of one that still lives `grace_s`. Raises KeyRefused."""
-        if grace_s < 0:
-            raise KeyRefused("The grace must not be negative; 0 ends the old key at once.")
+        if not 0 <= grace_s <= LONGEST_S:
+            raise KeyRefused(
+                "The grace must be between 0 s, which ends the old key at once, and 100 years."
+            )
         old, now = self._active(key_id), self._wall()
         lives_s = None if old.expires_at is None else old.expires_at - old.created_at
         minted = mint(

@@ -54,3 +54,22 @@ def test_what_cannot_be_done_ends_with_the_remedy(
     with pytest.raises(SystemExit):
         keys(config, "create", "acme", "--lives", "soon")
     assert "90d" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("length", ["0s", "9999999999w"])
+def test_a_life_whose_end_cannot_be_shown_is_refused_and_nothing_is_stored(
+    config: str, capsys: pytest.CaptureFixture[str], length: str
+) -> None:
+    assert keys(config, "create", "acme", "--lives", length) == 2
+    assert "100 years" in capsys.readouterr().err
+    assert keys(config, "list") == 0
+    assert "acme" not in capsys.readouterr().out
+
+
+def test_a_grace_whose_end_cannot_be_shown_is_refused_and_the_key_stays_as_it_was(
+    config: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    keys(config, "create", "acme")
+    key_id = capsys.readouterr().out.split("-", 2)[1]
+    assert keys(config, "rotate", key_id, "--grace", "9999999999w") == 2
+    assert [key.expires_at for key in SqliteKeyStore(tmp_path / "keys.db").all()] == [None]
