@@ -7,8 +7,9 @@ labelled histogram alone would cost some 19 µs a request.
 
 An answer that did not end was computed in vain: its `cut_tokens` are the answer's tokens that went
 by here, for who had to pay for them (`Trail.owes`: not a follower, whose generation somebody else
-pays or inherits). They are a lower bound. Not known are the prompt's tokens, which only `End`
-tells, what was computed and not yet handed on, and the tokens of a model that gives no ids.
+pays or inherits); of a model that gives no ids they are estimated from the text, as budgets do
+(tenants/spend.py). Not known are the prompt's tokens, which only `End` tells, and what was computed
+and not yet handed on.
 
 What is kept, and how it outlives the process: observe/journal.py and observe/keeper.py.
 """
@@ -40,6 +41,8 @@ from gateway.errors import CLIENT_GONE
 NOBODY = "none"
 """The origin of a request that was not answered."""
 NOTHING = Usage(0, 0)
+BYTES_PER_TOKEN = 4
+"""For estimates: English in the vocabularies of today."""
 
 
 class Record(msgspec.Struct, frozen=True, gc=False, array_like=True):
@@ -64,6 +67,11 @@ class Record(msgspec.Struct, frozen=True, gc=False, array_like=True):
 def refusal(request_id: str, tenant: str, status: int) -> Record:
     """A request that was refused at the edge, before it became a call."""
     return Record(time.time(), request_id, tenant, "", NOBODY, status, NOTHING, 0.0, None, [], [])
+
+
+def tokens_in(text: str) -> int:
+    """An estimate, for text of a model that gives no ids."""
+    return max(1, len(text.encode()) // BYTES_PER_TOKEN) if text else 0
 
 
 class Ledger:
@@ -110,7 +118,7 @@ class LedgerLayer:
             async for event in answer:
                 kind = event.__class__
                 if kind is Delta:
-                    entry.tokens += len(event.token_ids)  # type: ignore[union-attr]
+                    entry.tokens += len(event.token_ids) or tokens_in(event.payload)  # type: ignore[union-attr]
                     if entry.first is None:
                         entry.first = self._clock()
                 elif kind is Burst:

@@ -35,14 +35,13 @@ from engine.contract import (
     unroll,
 )
 from gateway.catalog import ModelCard
+from gateway.observe.ledger import BYTES_PER_TOKEN, tokens_in
 from gateway.observe.rollup import Prices
 from gateway.tenants.budgets import Budgets, Ticket
 from gateway.tenants.limits import Limits, Tokens
 from gateway.tenants.roster import Roster
 from gateway.verify import AUTO
 
-BYTES_PER_TOKEN = 4
-"""For estimates: English in the vocabularies of today."""
 MESSAGE_TOKENS = 16
 """What a template puts around a message, at most."""
 TEMPLATE_TOKENS = 64
@@ -185,7 +184,7 @@ class _Bill:
         """Called before the event is handed on, so that no `End` is seen by a caller unpaid."""
         if isinstance(event, Delta):
             self._begun = True
-            self._produced += len(event.token_ids) or _tokens_in(event.payload)
+            self._produced += len(event.token_ids) or tokens_in(event.payload)
         elif isinstance(event, Start):
             self._model, self._origin = event.model, event.origin
         elif isinstance(event, End):
@@ -220,8 +219,3 @@ class _Bill:
 
 def _computed(usage: Usage) -> int:
     return usage.prompt_tokens + usage.completion_tokens
-
-
-def _tokens_in(text: str) -> int:
-    """Of a model that gives no ids."""
-    return max(1, len(text.encode()) // BYTES_PER_TOKEN) if text else 0

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cache.join import Join
-from engine.contract import Answer, Call, End, Overloaded, Trail, Usage, Waste
+from engine.contract import Answer, Call, Delta, End, Overloaded, Start, Trail, Usage, Waste
 from gateway.catalog import ModelCard
 from gateway.observe.ledger import Ledger, LedgerLayer, Record
 from gateway.observe.metrics import EngineState, Metrics
@@ -147,6 +147,21 @@ async def test_what_was_computed_for_who_hung_up_is_waste() -> None:
     follower = Trail("1", owes=False)
     assert (await book(FakeModel(), follower, stop_at=3)).cut_tokens == 0
     assert (await book(FakeModel())).cut_tokens == 0
+
+
+async def test_of_a_model_that_gives_no_ids_the_waste_is_estimated_from_the_text() -> None:
+    async def elsewhere(call: Call, trail: Trail) -> Answer:
+        yield Start("1", 0, "far", "far")
+        for piece in ("a", "twelve bytes", ""):
+            yield Delta(0, "text", piece)
+
+    ledger = Ledger()
+    answer = LedgerLayer(elsewhere, ledger)(CALL, Trail("1"))
+    for _ in range(4):
+        await anext(answer)
+    await answer.aclose()
+    (booked,) = ledger.take()
+    assert (booked.status, booked.cut_tokens) == (499, 1 + 3)
 
 
 async def test_what_another_gateway_computes_is_not_this_ones_waste() -> None:
