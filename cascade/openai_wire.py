@@ -9,7 +9,7 @@ the way: parameters that we do not know (Call.extra) are sent as they came.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
 import msgspec
 import orjson
@@ -42,7 +42,7 @@ class Said(msgspec.Struct):
 
 
 class ChoicePart(msgspec.Struct):
-    index: int = 0
+    index: Annotated[int, msgspec.Meta(ge=0)] = 0
     delta: Said | None = None
     message: Said | None = None
     text: str | None = None
@@ -55,15 +55,15 @@ class PromptDetails(msgspec.Struct):
 
 
 class UsagePart(msgspec.Struct):
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
     prompt_tokens_details: PromptDetails | None = None
 
 
 class Chunk(msgspec.Struct):
     id: str | None = None
     created: int | None = None
-    choices: list[ChoicePart] = []
+    choices: list[ChoicePart] | None = None
     usage: UsagePart | None = None
     error: Any = None
 
@@ -229,9 +229,12 @@ def _entry(entry: dict[str, Any], top: tuple[TokenLogprob, ...] = ()) -> TokenLo
     )
 
 
-def usage_of(part: UsagePart) -> Usage:
-    """All that the server computed: everything but what it had cached."""
+def usage_of(part: UsagePart) -> Usage | None:
+    """All that the server computed: everything but what it had cached. Money is counted by it, so
+    that no count is below zero and no more was cached than there is. None where one is missing."""
     details = part.prompt_tokens_details
-    cached = (details.cached_tokens or 0) if details else 0
-    computed = part.prompt_tokens - cached + part.completion_tokens
-    return Usage(part.prompt_tokens, part.completion_tokens, cached, computed)
+    if part.prompt_tokens is None or part.completion_tokens is None:
+        return None
+    prompt, completion = max(0, part.prompt_tokens), max(0, part.completion_tokens)
+    cached = min(prompt, max(0, (details.cached_tokens or 0) if details else 0))
+    return Usage(prompt, completion, cached, prompt - cached + completion)

@@ -38,7 +38,6 @@ from cascade.reply import (
     Reply,
     error_of,
     error_text,
-    events_in,
     read_at_most,
     retry_after_s,
 )
@@ -125,13 +124,13 @@ class Remote:
             async for chunk in reply.chunks(self._upstream.between_bytes_timeout_s):
                 if chunk.error is not None:
                     raise self._failed(f"broke off: {error_text(chunk.error)}")
-                for event in events_in(chunk):
+                for event in reply.events_in(chunk, call.n):
                     deltas += isinstance(event, Delta)
                     if isinstance(event, Finish):
                         open_choices.discard(event.index)
                     yield event
                 if chunk.usage is not None:
-                    usage = usage_of(chunk.usage)
+                    usage = usage_of(chunk.usage) or usage
         if open_choices:
             raise self._failed("ended its answer in the middle")
         prompt = estimate_prompt_tokens(call)

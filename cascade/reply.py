@@ -80,6 +80,18 @@ class Reply:
             except (httpx.HTTPError, OSError) as error:
                 raise self._failed("broke the connection off") from error
 
+    def events_in(self, chunk: Chunk, choices: int) -> list[Delta | Finish]:
+        """Raises UpstreamFailed for log-probabilities of another shape and for a choice that
+        nobody asked for."""
+        try:
+            events = [event for choice in chunk.choices or () for event in events_of(choice)]
+        except (AttributeError, TypeError, ValueError) as error:
+            raise self._failed("sent log-probabilities that cannot be read") from error
+        for event in events:
+            if event.index >= choices:
+                raise self._failed(f"sent choice {event.index}, and {choices} were asked for")
+        return events
+
     async def _more(self) -> None:
         if self._whole:
             raw = await read_at_most(self._response, MAX_WHOLE_BYTES)
@@ -107,10 +119,6 @@ class Reply:
             except msgspec.DecodeError as error:
                 # Told in its turn: what came before it in the same packet is good.
                 self._waiting.append(Chunk(error=f"it sent what cannot be read ({error})"))
-
-
-def events_in(chunk: Chunk) -> list[Delta | Finish]:
-    return [event for choice in chunk.choices for event in events_of(choice)]
 
 
 async def read_at_most(response: httpx.Response, limit: int) -> bytes:
