@@ -199,12 +199,26 @@ class Cascade:
                     self._note(event, call, model)
                     yield event if call.logprobs else _bare(event)
                 return
-        if hold.text:
-            trail.drafts.append(Draft(hold.text, source=model))
-        large = self._commit(call, trail, choice.model)
+        large = self._escalate(asked, hold, trail, choice.model)
         async with aclosing(large):
             async for event in large:
-                yield _with_waste(event, hold, model, trail)
+                yield event
+
+    async def _escalate(self, asked: Question, hold: Hold, trail: Trail, model: str) -> Answer:
+        """The large model's answer. What small said until then is thrown away in any case, also
+        where large fails or the caller hangs up."""
+        small = asked.small.model
+        if hold.text:
+            trail.drafts.append(Draft(hold.text, source=small))
+        large, ended = self._commit(asked.call, trail, model), False
+        try:
+            async with aclosing(large):
+                async for event in large:
+                    ended = ended or isinstance(event, End)
+                    yield _with_waste(event, hold, small, trail)
+        finally:
+            if not ended:
+                _throw_away(hold, small, trail)
 
     async def _judge(
         self, asked: Question, small: Answer, hold: Hold, trail: Trail, route: Route
@@ -212,10 +226,11 @@ class Cascade:
         """Hold, then ask the route again. A small model that fails has judged itself."""
         try:
             await _fill(hold, small)
-        except DeadlineExceeded:
+        except BaseException as error:
+            if isinstance(error, AnswerError) and not isinstance(error, DeadlineExceeded):
+                return Choice(asked.large.model, f"escalated: small failed ({error.message})")
+            _throw_away(hold, asked.small.model, trail)
             raise
-        except AnswerError as error:
-            return Choice(asked.large.model, f"escalated: small failed ({error.message})")
         if not hold.is_full:
             return Choice(asked.large.model, "escalated: small's answer broke off")
         started = time.perf_counter()
@@ -294,3 +309,11 @@ def _with_waste(event: Event, hold: Hold, model: str, trail: Trail) -> Event:
     trail.wasted.append(Waste(model, spent, "abandoned for the large model's answer"))
     computed = spent.prompt_tokens - spent.cached_tokens + spent.completion_tokens
     return End(replace(usage, computed_tokens=usage.computed_tokens + computed))
+
+
+def _throw_away(hold: Hold, model: str, trail: Trail) -> None:
+    """Of an attempt that nothing came after: the answer's tokens, because its prompt's are told by
+    an End alone. They are at least what was computed."""
+    if hold.tokens:
+        spent = hold.usage or Usage(0, hold.tokens)
+        trail.wasted.append(Waste(model, spent, "abandoned, and the request was cut"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -123,6 +124,25 @@ async def test_the_abandoned_attempt_is_counted_as_computed() -> None:
     spent = Usage(plain.usage.prompt_tokens, 3)
     assert [(w.model, w.usage) for w in pair.trail.wasted] == [("small", spent)]
     assert not alone.trail.wasted
+
+
+@pytest.mark.parametrize("large", [FakeModel(error=Overloaded("full")), FakeModel(name="large")])
+async def test_the_abandoned_attempt_is_waste_where_large_fails_or_the_caller_goes(
+    large: FakeModel,
+) -> None:
+    pair = Pair(STRICT, large=large)
+    answer = pair.cascade(chat("Count to five."), pair.trail)
+    with contextlib.suppress(Overloaded):
+        await anext(answer)
+    await answer.aclose()
+    assert [(w.model, w.usage) for w in pair.trail.wasted] == [("small", Usage(0, 3))]
+
+
+async def test_what_small_had_said_at_the_deadline_is_waste() -> None:
+    pair = Pair(STRICT, small=FakeModel(say("one two"), late_error=DeadlineExceeded("late")))
+    with pytest.raises(DeadlineExceeded):
+        await pair.ask()
+    assert len(pair.trail.wasted) == 1
 
 
 async def test_nothing_leaves_before_the_verdict_and_nothing_changes_after_it() -> None:
