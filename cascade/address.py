@@ -18,8 +18,11 @@ import socket
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, IPv6Network
 
 import httpx
+
+_IPV4_INSIDE = (IPv6Network("::/96"), IPv6Network("64:ff9b::/96"))
 
 Resolve = Callable[[str, int], Awaitable[list[str]]]
 """(host, port) → addresses, as text."""
@@ -56,9 +59,7 @@ class Addresses:
         clock: Callable[[], float] = time.monotonic,
         ttl_s: float = 30.0,
     ) -> None:
-        self._url = httpx.URL(base_url.rstrip("/"))
-        if self._url.scheme not in {"http", "https"} or not self._url.host:
-            raise AddressRefused(f"base_url {base_url!r} is not an http or https URL")
+        self._url = _url_of(base_url)
         self._allow_private = allow_private
         self._resolve = resolve
         self._clock = clock
@@ -100,13 +101,38 @@ class Addresses:
     def _check(self, address: str) -> None:
         if self._allow_private:
             return
-        ip = ipaddress.ip_address(address.partition("%")[0])
-        mapped = getattr(ip, "ipv4_mapped", None)
-        if not (mapped or ip).is_global:
+        ip = _reached(ipaddress.ip_address(address.partition("%")[0]))
+        if not ip.is_global or ip.is_multicast:
             raise AddressRefused(
                 f"{self._url.host} is at {address}, which is not a public address; "
                 "set allow_private = true for this model if that is meant"
             )
+
+
+def _url_of(base_url: str) -> httpx.URL:
+    try:
+        url = httpx.URL(base_url.rstrip("/"))
+    except httpx.InvalidURL as error:
+        raise AddressRefused(f"base_url {base_url!r} is not an http or https URL") from error
+    if url.userinfo:
+        raise AddressRefused(
+            "base_url holds a name or a password; settings hold no secrets: name the environment "
+            "variable of the key in api_key_env, or of a whole header in headers"
+        )
+    if url.scheme not in {"http", "https"} or not url.host:
+        raise AddressRefused(f"base_url {base_url!r} is not an http or https URL")
+    return url
+
+
+def _reached(ip: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
+    """Where a packet to `ip` ends: IPv6 has ways to write an IPv4 address (RFC 4291 §2.5.5, 3056,
+    6052), and a translator on the way would take a private one inside."""
+    if isinstance(ip, IPv4Address):
+        return ip
+    inside = ip.ipv4_mapped or ip.sixtofour
+    if inside is None and any(ip in network for network in _IPV4_INSIDE):
+        inside = IPv4Address(int(ip) & 0xFFFF_FFFF)
+    return inside or ip
 
 
 def _is_literal(host: str) -> bool:

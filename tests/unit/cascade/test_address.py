@@ -20,6 +20,10 @@ from tests.support.recordings import FakeClock
         "http://[::ffff:10.0.0.1]/v1",
         "http://0.0.0.0/v1",
         "http://100.64.0.1/v1",
+        "http://[::10.0.0.1]/v1",
+        "http://[64:ff9b::a00:1]/v1",
+        "http://[2002:a00:1::]/v1",
+        "http://224.0.0.1/v1",
     ],
 )
 def test_a_private_address_is_refused_at_once(url: str) -> None:
@@ -28,10 +32,22 @@ def test_a_private_address_is_refused_at_once(url: str) -> None:
     Addresses(url, allow_private=True)
 
 
-@pytest.mark.parametrize("url", ["ftp://example.org", "example.org/v1", "http://", ""])
+@pytest.mark.parametrize(
+    "url", ["ftp://example.org", "example.org/v1", "http://", "", "http://0177.0.0.1/v1"]
+)
 def test_what_is_no_url_is_refused(url: str) -> None:
     with pytest.raises(AddressRefused, match="not an http or https URL"):
         Addresses(url)
+
+
+def test_a_url_with_a_password_is_refused_without_being_told() -> None:
+    with pytest.raises(AddressRefused, match="api_key_env") as refused:
+        Addresses("https://us:hunter2@example.org/v1")
+    assert "hunter2" not in str(refused.value)
+
+
+def test_a_public_address_within_an_ipv6_one_is_reached() -> None:
+    Addresses("http://[64:ff9b::808:808]/v1")
 
 
 class Names:
