@@ -30,6 +30,7 @@ import msgspec
 from cache.archive import KEPT_TAIL, LIFE_S, Kept, Lesson, Summary
 from cache.entry import Labels
 from cache.key import FAMILY_BYTES
+from cache.store.redis_index import FORGET
 from cache.store.redis_line import Command
 
 PREFIX: Final = b"sluice:1:s:"
@@ -74,23 +75,6 @@ while true do
   redis.call('DEL', prefix .. oldest)
 end
 return bytes
-"""
-
-# A full Redis refuses HINCRBY and lets the rest through: see cache/store/redis_index.py.
-_FORGET: Final = b"""
-local index, order, prefix, forgotten = KEYS[1], KEYS[2], ARGV[1], 0
-for i = 2, #ARGV do
-  local row = redis.call('HGET', index, ARGV[i])
-  redis.call('DEL', prefix .. ARGV[i])
-  if row then
-    redis.call('HDEL', index, ARGV[i])
-    redis.call('ZREM', order, ARGV[i])
-    redis.pcall('HINCRBY', index, 'bytes', -struct.unpack('>I4', row))
-    forgotten = forgotten + 1
-  end
-end
-if redis.call('ZCARD', order) == 0 then redis.call('DEL', index, order) end
-return forgotten
 """
 
 _BOOK: Final = b"""
@@ -253,7 +237,7 @@ def keep(kept: Kept, ttl_s: float, room: int) -> Command:
 
 def forget(family: Family, members: Sequence[bytes]) -> Command:
     """Replies with the number of questions that the index named."""
-    return ("EVAL", _FORGET, 2, family.index, family.order, family.entries, *members)
+    return ("EVAL", FORGET, 2, family.index, family.order, family.entries, *members)
 
 
 def teach(lesson: Lesson, max_spaces: int) -> Command:

@@ -76,9 +76,7 @@ if age then redis.call('HSET', index, 'age', age) end
 return evicted
 """
 
-# A full Redis refuses HINCRBY and lets the rest through: the sum is then too high until the family
-# is empty, and the scope has less room.
-_FORGET: Final = b"""
+FORGET: Final = b"""
 local index, order, prefix, forgotten = KEYS[1], KEYS[2], ARGV[1], 0
 for i = 2, #ARGV do
   local row = redis.call('HGET', index, ARGV[i])
@@ -93,6 +91,8 @@ end
 if redis.call('ZCARD', order) == 0 then redis.call('DEL', index, order) end
 return forgotten
 """
+"""Also for the archive's families, whose index has no age. A full Redis refuses HINCRBY and lets
+the rest through: the sum is then too high until the family is empty; the scope has less room."""
 
 _TOUCH: Final = b"""
 local index, order, member, value = KEYS[1], KEYS[2], ARGV[1], tonumber(ARGV[2])
@@ -204,7 +204,7 @@ def put(key: bytes, recording: Recording, entry: bytes, ttl_s: float, room: int)
 
 def forget(family: Family, members: list[bytes]) -> Command:
     """Replies with the number of entries that the index named."""
-    return ("EVAL", _FORGET, 2, family.index, family.order, family.entries, *members)
+    return ("EVAL", FORGET, 2, family.index, family.order, family.entries, *members)
 
 
 def touch(key: bytes, recording: Recording) -> Command:
