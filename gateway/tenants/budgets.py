@@ -31,6 +31,7 @@ from typing import Literal
 from engine.contract import TooMany
 from gateway.observe.logs import Log
 from gateway.settings import Tenant
+from gateway.tenants.lease_line import AWAY_S, LeaseLine
 from gateway.tenants.lease_store import Account, LeaseStore, LeaseStoreFault, Move, Moved
 
 NANO = 1_000_000_000
@@ -41,8 +42,6 @@ ROOMY = 12
 """While a quarter of a budget is free, a slice may lie idle so many times longer."""
 TEND_S = 1.0
 REFUSED_S = 0.2
-AWAY_S = 1.0
-"""After a fault the store is not asked for so long: nobody waits for a timeout twice."""
 
 Period = Literal["day", "month"]
 
@@ -135,15 +134,14 @@ class Budgets:
         wall: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._store = store
-        self._log = log
+        self._line = LeaseLine(
+            store, log, lost="budget store away", found="budget store is back", clock=clock
+        )
         self._wall = wall
         self._clock = clock
         self._us = uuid.uuid4().hex
         self._pots: dict[tuple[str, Period], Pot] = {}
         self._ended: list[Pot] = []
-        self._away_until = 0.0
-        self._fault = False
 
     async def reserve(self, tenant: Tenant, amount: int) -> Ticket:
         """Hold `amount` nano-US-dollars for a request. Raises QuotaSpent, or BudgetAway when the
@@ -168,7 +166,7 @@ class Budgets:
         found = []
         for period, limit in limits_of(tenant):
             pot = self._pot(tenant.name, period, limit)
-            used = await asyncio.to_thread(self._store.used, pot.account)
+            used = await self._line.used(pot.account)
             found.append(Standing(period, used - pot.free + pot.debt))
         return found
 
@@ -183,18 +181,18 @@ class Budgets:
         for pot in [*self._pots.values(), *self._ended]:
             patience_s = idle_s if 4 * pot.used > 3 * pot.account.limit else ROOMY * idle_s
             idle = now - pot.touched >= patience_s or pot in self._ended
-            if (pot.debt or (idle and pot.free) or pot.asked) and not self._is_away():
+            if (pot.debt or (idle and pot.free) or pot.asked) and not self._line.is_away:
                 await self._tend(pot, idle=idle)
         self._ended = [pot for pot in self._ended if pot.reserved or pot.free or pot.debt]
 
     async def close(self) -> None:
         """Settle everything that this gateway holds, where the store can be reached."""
-        self._away_until = 0.0
+        self._line.try_again()
         await self.tend_once(idle_s=0.0)
 
     async def problem(self) -> str | None:
         """For /readyz, without details."""
-        if not self._fault:
+        if not self._line.fault:
             return None
         return "the budgets' store cannot be reached: what is leased is spent. See the log"
 
@@ -287,25 +285,12 @@ class Budgets:
 
     async def _ask(self, pot: Pot, move: Move) -> Moved:
         pot.asked = move
-        if self._is_away():
+        if self._line.is_away:
             raise LeaseStoreFault("The store did not answer a moment ago.")
-        try:
-            moved = await asyncio.to_thread(self._store.move, pot.account, move)
-        except LeaseStoreFault as fault:
-            self._away_until = self._clock() + AWAY_S
-            if not self._fault:
-                self._log.warning("budget store away", error=str(fault))
-            self._fault = True
-            raise
-        if self._fault:
-            self._log.info("budget store is back")
-        self._fault = False
+        moved = await self._line.move(pot.account, move)
         pot.asked, pot.used = None, moved.used
         pot.put(moved.granted)
         return moved
-
-    def _is_away(self) -> bool:
-        return self._clock() < self._away_until
 
 
 def limits_of(tenant: Tenant) -> Iterator[tuple[Period, int]]:

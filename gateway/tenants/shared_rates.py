@@ -23,20 +23,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from gateway.observe.logs import Log
-from gateway.tenants.lease_store import Account, LeaseStore, LeaseStoreFault, Move, Moved
+from gateway.tenants.lease_line import LeaseLine
+from gateway.tenants.lease_store import Account, LeaseStore, LeaseStoreFault, Move
 from gateway.tenants.window import WINDOW_S, Window
 
 SLICES = 50
 """A slice is this part of a minute's limit, or what a request needs."""
 REFUSED_S = 0.1
 """After a refusal the store is not asked for so long, or a flood would ask it each time."""
-AWAY_S = 1.0
 KEPT_S = 3 * WINDOW_S
 """How long a minute's account is kept after it has ended."""
 
 
-class RateStore:
-    """The store as rates use it: asked from a thread, left alone for a second after a fault."""
+class RateStore(LeaseLine):
+    """The store as rates use it."""
 
     def __init__(
         self,
@@ -46,37 +46,15 @@ class RateStore:
         wall: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._store = store
-        self._log = log
-        self.clock = clock
-        self._away_until = -math.inf
-        self._fault = False
+        super().__init__(
+            store,
+            log,
+            lost="rates are counted by each gateway alone",
+            found="rates are shared again",
+            clock=clock,
+        )
         self.wall = wall
         self.us = uuid.uuid4().hex
-
-    @property
-    def is_away(self) -> bool:
-        return self.clock() < self._away_until
-
-    async def move(self, account: Account, move: Move) -> Moved:
-        return await self._ask(lambda: self._store.move(account, move))
-
-    async def used(self, account: Account) -> int:
-        return (await self._ask(lambda: Moved(0, self._store.used(account)))).used
-
-    async def _ask(self, ask: Callable[[], Moved]) -> Moved:
-        try:
-            answer = await asyncio.to_thread(ask)
-        except LeaseStoreFault as fault:
-            self._away_until = self.clock() + AWAY_S
-            if not self._fault:
-                self._log.warning("rates are counted by each gateway alone", error=str(fault))
-            self._fault = True
-            raise
-        if self._fault:
-            self._log.info("rates are shared again")
-        self._fault = False
-        return answer
 
 
 @dataclass(slots=True, eq=False)

@@ -8,7 +8,8 @@ import pytest
 
 from gateway.observe.logs import LineWriter, build_log
 from gateway.settings import Tenant
-from gateway.tenants.budgets import AWAY_S, NANO, BudgetAway, Budgets, QuotaSpent, period_at
+from gateway.tenants.budgets import NANO, BudgetAway, Budgets, QuotaSpent, period_at
+from gateway.tenants.lease_line import AWAY_S
 from gateway.tenants.lease_store import (
     Account,
     LeaseStoreFault,

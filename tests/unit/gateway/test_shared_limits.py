@@ -14,9 +14,10 @@ from engine.contract import TooMany
 from gateway.observe.logs import LineWriter, build_log
 from gateway.parts.limits import SharedLimits
 from gateway.settings import Tenant
+from gateway.tenants.lease_line import AWAY_S
 from gateway.tenants.lease_store import Account, LeaseStoreFault, Move, Moved, SqliteLeaseStore
 from gateway.tenants.limits import Limits
-from gateway.tenants.shared_rates import AWAY_S, RateStore
+from gateway.tenants.shared_rates import RateStore
 
 
 class Store(SqliteLeaseStore):
