@@ -174,6 +174,9 @@ class ExactCache:
         256 << 20,
         "room of one scope's answers (sqlite, redis; Redis's own `maxmemory` bounds them all)",
     )
+    patience_s: float = _set(
+        0.025, "how long a request waits for Redis, all its calls together, before it goes on alone"
+    )
 
 
 @dataclass(frozen=True, slots=True)

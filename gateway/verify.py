@@ -138,7 +138,7 @@ def _numbers(settings: Settings) -> Iterator[Finding]:
         ("engine", settings.engine, ("threads", "kv_memory_mib", "page_size", "max_batched_tokens",
                                      "max_running", "max_waiting")),
         ("cache.exact", settings.exact, ("ttl_s", "memory_bytes", "max_bytes",
-                                          "scope_bytes")),
+                                          "scope_bytes", "patience_s")),
         ("cache.semantic", settings.semantic, ("ttl_s", "min_evidence", "max_entries",
                                                "max_per_user", "max_namespaces",
                                                "scope_bytes")),

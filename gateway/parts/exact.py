@@ -47,7 +47,7 @@ def _shared_cache(settings: ExactCache, memory: MemoryStore, log: Log) -> Cache:
     from cache.store.redis import RedisStore  # noqa: PLC0415
     from cache.store.redis_line import RedisLine, WithPatience  # noqa: PLC0415
 
-    line = RedisLine(settings.store, on_event=log.warning)
+    line = RedisLine(settings.store, patience_s=settings.patience_s, on_event=log.warning)
     feed = PurgeFeed(line)
     store = TieredStore(memory, RedisStore(line, feed, settings.scope_bytes), feed)
     return Cache(

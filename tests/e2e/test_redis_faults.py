@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.settings import ExactCache
 from tests.support.redis_faults import FAULTS, Fault, Load, under_load
 from tests.support.redis_server import running_redis
 from tests.support.serving import Running
@@ -38,7 +39,7 @@ async def test_no_request_fails_and_caching_resumes(
     fault: Fault, version: int, tmp_path: Path
 ) -> None:
     with running_redis(version, tmp_path) as server:
-        async with gateways(server.url, pause_s=0.0005) as pair:
+        async with gateways(server.url, pause_s=0.0005, exact=ExactCache(store=server.url)) as pair:
             load = Load(pair, question, fits)
             await under_load(load, fault, server)
             assert load.wrong == []

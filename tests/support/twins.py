@@ -18,6 +18,7 @@ from gateway.parts.embedding import Embedding
 from gateway.settings import ExactCache, Limits, SemanticCache, Tenant
 from tests.support.fake import FakeModel
 from tests.support.serving import Running, serving, settings_for_tests
+from tests.support.shared import PATIENT_S
 
 ALICE, BOB = "sk-alice", "sk-bob"
 
@@ -41,9 +42,11 @@ async def gateways(
     embeddings: Sequence[Embedding] = (),
     **alices: Any,
 ) -> AsyncIterator[list[Running]]:
-    """With the Redis at `url`. `embeddings`, one for each; `alices`: of tenant alice's policy."""
+    """With the Redis at `url`, waited for as long as a busy machine may need; who tests Redis's
+    faults passes an `exact` of its own. `embeddings`, one for each; `alices`: of tenant alice's
+    policy."""
     settings = settings_for_tests(
-        exact=exact or ExactCache(store=url),
+        exact=exact or ExactCache(store=url, patience_s=PATIENT_S),
         limits=Limits(store=url),
         semantic=semantic or SemanticCache(enabled=False, store="memory://"),
         tenants=(
