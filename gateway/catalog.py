@@ -17,7 +17,7 @@ import orjson
 
 from engine.contract import BadCall, Denied, Json, UnknownModel
 from gateway.settings import Tenant
-from gateway.verify import AUTO
+from gateway.verify.rules import AUTO
 
 
 @dataclass(frozen=True, slots=True)

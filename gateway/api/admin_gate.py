@@ -20,7 +20,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from gateway.errors import Unauthenticated
 from gateway.observe.logs import Log
 from gateway.tenants.keys import AdminKeys
-from gateway.verify import is_loopback
+from gateway.verify.rules import is_loopback
 
 _SCHEME = HTTPBearer(
     auto_error=False, scheme_name="AdminKey", description="A key whose hash is in [admin] keys"

@@ -35,7 +35,7 @@ from gateway.observe.logs import Log
 from gateway.settings import Server, Tenant
 from gateway.tenants.keys import Keys
 from gateway.tenants.limits import Limits
-from gateway.verify import AUTO
+from gateway.verify.rules import AUTO
 from gateway.wire.collect import collect
 from gateway.wire.headers import (
     directives_of,

@@ -9,7 +9,7 @@ from gateway.backend import CannotLoad
 from gateway.parts.policies import Policies, Surroundings
 from gateway.parts.weights import Unreadable, team_weights_of
 from gateway.settings import Settings
-from gateway.verify import semantic_lacks
+from gateway.verify.caches import semantic_lacks
 
 Line = tuple[str, str, str, str]
 """What, its value, where from, and why."""

@@ -18,7 +18,7 @@ from gateway.observe.logs import Log
 from gateway.parts.models import abilities_of
 from gateway.parts.policies import Policies, Surroundings, weights_of
 from gateway.settings import Settings, Tenant
-from gateway.verify import semantic_lacks
+from gateway.verify.caches import semantic_lacks
 
 NOMINAL = (Price(1, 1), Price(10, 10))
 """Where neither model has a price: small is taken to cost a tenth of large."""

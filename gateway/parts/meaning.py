@@ -21,7 +21,7 @@ from gateway.observe.logs import Log
 from gateway.parts.judge import ModelJudge
 from gateway.settings import Settings
 from gateway.tenants.roster import Roster
-from gateway.verify import semantic_lacks
+from gateway.verify.caches import semantic_lacks
 
 if TYPE_CHECKING:
     from gateway.parts.embedding import Embedding

@@ -210,7 +210,7 @@ class _Resolver:
                             passed_over=tuple(found.passed_over))  # fmt: skip
 
     def _meter(self, tenant: Tenant) -> Meter:
-        """One limit of the tenant's own, or [cascade]'s; verify.py has seen that there is one."""
+        """One limit of the tenant's own, or [cascade]'s; gateway.verify has seen to it."""
         own = (tenant.max_large_share, tenant.usd_per_day)
         cascade = self._settings.cascade
         share, usd = own if any(one is not None for one in own) else (
@@ -218,7 +218,7 @@ class _Resolver:
         )  # fmt: skip
         if usd is not None:
             return MoneyMeter(round(usd * 1e9), self._around.clock)
-        assert share is not None, "verify.py has looked"
+        assert share is not None, "gateway.verify has looked"
         return ShareMeter(share)
 
     # ---------------------------------------------------------------- the files

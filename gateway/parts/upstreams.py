@@ -62,7 +62,7 @@ class Upstreams:
                 self.cards[name] = card_of(name, model)
 
     def _remote(self, name: str, model: Model, environ: Mapping[str, str]) -> Remote:
-        assert model.base_url is not None, "verify.py has looked"
+        assert model.base_url is not None, "gateway.verify has looked"
         try:
             addresses = Addresses(model.base_url, allow_private=model.allow_private)
         except AddressRefused as error:

@@ -24,7 +24,7 @@ def _weights(settings: Settings, name: str) -> str:
         return card_of(name, model).weights
     from engine.loading import fingerprint  # noqa: PLC0415  3 s of torch
 
-    assert model.path is not None, "verify.py has looked"
+    assert model.path is not None, "gateway.verify has looked"
     if not (model.path / "config.json").is_file():
         raise Unreadable(
             f"models.{name}.path: {model.path} is not a checkpoint directory; a policy belongs to "

@@ -61,7 +61,7 @@ class Keys:
     def tenant(self, authorization: bytes | None) -> Tenant:
         """The tenant that owns the key of an Authorization header; raises Unauthenticated.
 
-        Where no tenant asks for a key (loopback only, see gateway/verify.py) any key is let in,
+        Where no tenant asks for a key (loopback only, see gateway/verify/) any key is let in,
         because SDKs insist on sending one. As soon as one does, a key that nobody has is an error:
         a typo must not turn a customer into the keyless tenant.
         """

@@ -40,7 +40,7 @@ from gateway.observe.rollup import Prices
 from gateway.tenants.budgets import Budgets, Ticket
 from gateway.tenants.limits import Limits, Tokens
 from gateway.tenants.roster import Roster
-from gateway.verify import AUTO
+from gateway.verify.rules import AUTO
 
 MESSAGE_TOKENS = 16
 """What a template puts around a message, at most."""
