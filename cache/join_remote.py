@@ -11,7 +11,7 @@ Choice. Below the join, so once per gateway and flight, a call claims its flight
 
 - A claim is one round trip within the request's patience. Followers wait on purpose, so they have
   no such deadline: they give up when Redis leaves them without a reply (BLOCK_S) or the leader is
-  silent (SILENCE_S, some three heartbeats; its first post has to come sooner).
+  silent (SILENCE_S, some three heartbeats, and the patience; its first post has to come sooner).
 - The leader's answer does not depend on its log: what cannot be published is not, and followers
   notice.
 - Who loses its leader claims again, naming the token that it lost: the first one to do so takes
@@ -41,7 +41,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final, Literal, TypeAlias
 
 from cache.key import key_of
-from cache.shared_log import LEASE_S, FlightNames, LogLost, Publisher, read_log
+from cache.shared_log import FlightNames, LogLost, Publisher, Windows, read_log
 from cache.store.base import StoreFault
 from cache.store.redis_line import RedisLine
 from engine.contract import (
@@ -99,6 +99,7 @@ class SharedJoin:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._line = line
+        self._lease_ms = int(Windows.of(line).lease_s * 1e3)
         self._inner = inner
         self._may_share = may_share
         self._key = key
@@ -135,9 +136,9 @@ class SharedJoin:
                 yield event
 
     async def _claim(self, names: FlightNames, token: bytes, lost: bytes = b"") -> _Claim:
-        lease_ms = int(LEASE_S * 1e3)
+        claim = ("EVAL", _CLAIM, 1, names.lease, token, lost, self._lease_ms)
         try:
-            [holder] = await self._line.ask(("EVAL", _CLAIM, 1, names.lease, token, lost, lease_ms))
+            [holder] = await self._line.ask(claim)
         except StoreFault:
             # It may have been heard all the same. Posts are fenced by the lease: if it is not
             # ours the first one says so, and if it is, nobody follows an empty log.

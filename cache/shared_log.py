@@ -9,7 +9,8 @@ read from its beginning whenever one comes, as the log of cache/join.py is.
 What makes a log safe to serve from: posts are numbered, so that a gap is seen; the first carries
 the call's whole key, so that nobody hears another call's answer; a post is added only while the
 lease holds the leader's token, in one script, so that one who was thought dead says nothing more.
-Whoever finds any of that broken, or hears nothing for SILENCE_S, treats the log as lost.
+Whoever finds any of that broken, or hears nothing for SILENCE_S (and its patience with Redis),
+treats the log as lost.
 
 One `Publisher` serves all answers of a gateway: what they said within PACE_S goes out in one round
 trip. A round that fails breaks the logs that were in it: a log with a gap is of no use.
@@ -45,6 +46,23 @@ BLOCK_S: Final = 0.1
 MAX_UNSENT: Final = 4_096
 """Events that may wait to be published; more means that Redis does not keep up."""
 _SETTLE_S: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """How long who waits for how much. A post takes as long as Redis takes to answer, so whoever
+    has more patience with Redis waits longer before it takes a leader for lost."""
+
+    silence_s: float
+    first_s: float
+    lease_s: float
+    log_s: float
+
+    @classmethod
+    def of(cls, line: RedisLine) -> Windows:
+        more = line.patience_s
+        return cls(SILENCE_S + more, FIRST_S + more, LEASE_S + more, LOG_S + more)
+
 
 _POST: Final = b"""
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
@@ -136,6 +154,7 @@ class Publication:
 
     names: FlightNames
     token: bytes
+    windows: Windows
     wake: asyncio.Event
     unsent: list[Event] = field(default_factory=list)
     number: int = 0
@@ -167,7 +186,7 @@ class Publication:
         self.unsent = []
         self.told = self.state != "open"
         log = self.names.log(self.token)
-        lease_ms, log_ms = int(LEASE_S * 1e3), int(LOG_S * 1e3)
+        lease_ms, log_ms = int(self.windows.lease_s * 1e3), int(self.windows.log_s * 1e3)
         return ("EVAL", _POST, 2, self.names.lease, log, self.token, post, lease_ms, log_ms)
 
     def release(self) -> Command:
@@ -189,6 +208,7 @@ class Publisher:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._line = line
+        self._windows = Windows.of(line)
         self._settle = settle
         self._clock = clock
         self._wake = asyncio.Event()
@@ -198,7 +218,7 @@ class Publisher:
         line.before_close(self.close)
 
     def begin(self, names: FlightNames, token: bytes) -> Publication:
-        publication = Publication(names, token, self._wake)
+        publication = Publication(names, token, self._windows, self._wake)
         self._open.append(publication)
         self._wake.set()
         if self._task is None or self._task.done():
@@ -267,10 +287,10 @@ async def read_log(
 ) -> AsyncIterator[Event]:
     """The answer's events from the first to its End. Raises LogLost when they stop before that."""
     position: bytes = b"0-0"
-    number, heard_at = 0, clock()
+    number, heard_at, windows = 0, clock(), Windows.of(line)
     while True:
         posts = await _next_posts(line, names.log(token), position)
-        if not posts and clock() - heard_at > (SILENCE_S if number else FIRST_S):
+        if not posts and clock() - heard_at > (windows.silence_s if number else windows.first_s):
             raise LogLost("The leader fell silent.")
         for identity, raw in posts:
             post = _checked(raw, number, names.key)

@@ -92,6 +92,7 @@ class Feed(Generic[T]):
         trust_s: float = TRUST_S,
     ) -> None:
         self._line = line
+        self._answer_s = max(_ANSWER_S, line.patience_s)
         self._topic = topic
         self._clock = clock
         self._trust_s = trust_s
@@ -157,7 +158,7 @@ class Feed(Generic[T]):
         """After a time without contact: find out whether the place where we stopped still is."""
         oldest, newest = await self._ends()
         if newest == _BEGINNING:  # an empty stream could not be told from one that was lost
-            await self._line.wait_for(self.telling(self._topic.nothing), timeout_s=_ANSWER_S)
+            await self._line.wait_for(self.telling(self._topic.nothing), timeout_s=self._answer_s)
             oldest, newest = await self._ends()
         if self._position is None or _number(oldest) > _number(self._position):
             self._position = newest
@@ -211,7 +212,7 @@ class Feed(Generic[T]):
             _, epoch = await self._line.wait_for(
                 ("SET", self._topic.epoch, new, "NX"),
                 ("GET", self._topic.epoch),
-                timeout_s=_ANSWER_S,
+                timeout_s=self._answer_s,
             )
         return epoch if isinstance(epoch, bytes) else None
 
@@ -230,7 +231,7 @@ class Feed(Generic[T]):
                 await subscriber(message)
 
     async def _ask(self, *commands: Command, extra_s: float = 0.0) -> list[Any]:
-        replies = await self._line.wait_for(*commands, timeout_s=_ANSWER_S + extra_s)
+        replies = await self._line.wait_for(*commands, timeout_s=self._answer_s + extra_s)
         refused = [reply for reply in replies if is_refusal(reply)]
         if refused:
             raise StoreFault(f"Redis refuses the stream of messages: {refused[0]}")

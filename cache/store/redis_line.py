@@ -50,7 +50,7 @@ from engine.contract import Answer, Answerer, Call, Trail
 
 PATIENCE_S: Final = 0.025
 WORK_S: Final = 1.0
-"""For what nobody waits for: writes, purges."""
+"""For what nobody waits for: writes, purges. Never less than what a request has."""
 STRAGGLER_S: Final = 1.0
 PATIENT_CONNECTIONS: Final = 256
 _TURNS: Final = 4
@@ -107,6 +107,8 @@ class RedisLine:
     ) -> None:
         self._url = url
         self.patience_s = patience_s
+        self._work_s = max(WORK_S, patience_s)
+        self._straggler_s = max(STRAGGLER_S, patience_s)
         self._connections = connections
         self._clock = clock
         self._on_event = on_event
@@ -127,7 +129,7 @@ class RedisLine:
         self._client = self._connect(self._url, self._connections)
         self._patient = self._connect(self._url, PATIENT_CONNECTIONS)
         with suppress(StoreFault):
-            await self._send((("PING",),), WORK_S)
+            await self._send((("PING",),), self._work_s)
 
     async def close(self) -> None:
         if self._client is None:
@@ -177,10 +179,10 @@ class RedisLine:
             raise StoreFault(why)
         return self._settle(call)
 
-    async def work(self, *commands: Command, timeout_s: float = WORK_S) -> list[Any]:
+    async def work(self, *commands: Command) -> list[Any]:
         """As `ask`, for what no request waits for."""
         self._require_closed_breaker()
-        return await self._send(commands, timeout_s)
+        return await self._send(commands, self._work_s)
 
     async def wait_for(self, *commands: Command, timeout_s: float) -> list[Any]:
         """As `work`, on a connection for those who wait, and whatever the breaker says."""
@@ -199,7 +201,7 @@ class RedisLine:
         keys = self._require_open().scan_iter(match=pattern, count=1000, _type=kind)
         try:
             while True:
-                async with asyncio.timeout(WORK_S):
+                async with asyncio.timeout(self._work_s):
                     key = await anext(keys, None)
                 if key is None:
                     return
@@ -227,7 +229,7 @@ class RedisLine:
         return replies
 
     async def _exchange(self, commands: tuple[Command, ...]) -> list[Any]:
-        async with asyncio.timeout(STRAGGLER_S):
+        async with asyncio.timeout(self._straggler_s):
             return await _pipeline(self._require_open(), commands)
 
     def _end_call(self, call: asyncio.Task[list[Any]]) -> None:
@@ -264,7 +266,7 @@ class RedisLine:
             if not self.breaker.may_try():
                 continue
             with suppress(Exception):  # whatever it is, the next trial is later
-                async with asyncio.timeout(WORK_S):
+                async with asyncio.timeout(self._work_s):
                     await _pipeline(self._require_open(), (("PING",),))
                 await self._send((("PING",),), self.patience_s)
                 continue

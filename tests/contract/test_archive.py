@@ -15,6 +15,7 @@ from cache.store.redis_line import RedisLine
 from tests.support.archived import kept, keys_of, lesson, loaded, namespace, summary
 from tests.support.recordings import FakeClock
 from tests.support.redis_server import VERSIONS, RedisServer
+from tests.support.shared import PATIENT_S
 
 Maker = Callable[[int, FakeClock, Path], Archive]
 ROOM = 1 << 20
@@ -30,7 +31,9 @@ def make_sqlite(scope_bytes: int, clock: FakeClock, folder: Path) -> Archive:
 
 def make_redis(server: RedisServer, scope_bytes: int, clock: FakeClock, _: Path) -> Archive:
     """Patience enough for a machine that is busy with other things."""
-    return RedisArchive(RedisLine(server.url), scope_bytes, clock=clock, trust_s=30.0)
+    return RedisArchive(
+        RedisLine(server.url, patience_s=PATIENT_S), scope_bytes, clock=clock, trust_s=30.0
+    )
 
 
 MAKERS: dict[str, Maker] = {"memory": make_memory, "sqlite": make_sqlite}

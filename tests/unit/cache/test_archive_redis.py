@@ -17,7 +17,8 @@ from cache.store.redis_line import CLUSTER, RedisLine
 from tests.support.archived import kept, keys_of, lesson, loaded, namespace, summary
 from tests.support.recordings import FakeClock
 from tests.support.redis_server import RedisServer, running_redis
-from tests.support.speakers import eventually
+from tests.support.shared import PATIENT_S
+from tests.support.speakers import PATIENCE_S, eventually
 
 pytestmark = pytest.mark.slow
 
@@ -34,8 +35,15 @@ def server(redis7: RedisServer) -> RedisServer:
 class Gateway:
     """An archive, and what it has told."""
 
-    def __init__(self, url: str, room: int = ROOM, most: int = 500, trust_s: float = 0.8) -> None:
-        line = RedisLine(url)
+    def __init__(
+        self,
+        url: str,
+        room: int = ROOM,
+        most: int = 500,
+        trust_s: float = 0.8,
+        patience_s: float = PATIENT_S,
+    ) -> None:
+        line = RedisLine(url, patience_s=patience_s)
         self.archive = RedisArchive(line, room, most, clock=FakeClock(), trust_s=trust_s)
         self.heard: list[News] = []
         self.archive.follow(self._hear)
@@ -144,10 +152,10 @@ async def test_a_flush_is_noticed_by_everyone(pair: list[Gateway], server: Redis
 
 
 async def test_a_stopped_redis_ends_its_trust_and_holds_up_nobody(server: RedisServer) -> None:
-    async with gateways(server.url, 1) as (one,):
+    async with gateways(server.url, 1, patience_s=0.5) as (one,):
         server.stop()
         try:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(PATIENCE_S):
                 for number in range(100):
                     await one.archive.keep(kept(number))
                 await eventually(lambda: not one.archive.in_touch)

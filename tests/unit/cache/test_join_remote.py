@@ -15,8 +15,9 @@ import pytest
 
 from cache.join_remote import Heard, SharedJoin
 from cache.key import key_of
-from cache.shared_log import FlightNames
+from cache.shared_log import FIRST_S, FlightNames, LogLost, Windows, read_log
 from cache.store.base import StoreFault
+from cache.store.breaker import Breaker
 from cache.store.redis_index import Family
 from cache.store.redis_line import Command, RedisLine
 from engine.contract import (
@@ -33,15 +34,16 @@ from engine.contract import (
     Trail,
     UpstreamFailed,
 )
-from tests.support.recordings import answer_of, call_of, said
+from tests.support.recordings import FakeClock, answer_of, call_of, said
 from tests.support.redis_server import RedisServer
+from tests.support.shared import PATIENT_S
 from tests.support.speakers import Generation, Listener, Model, eventually
 
 pytestmark = pytest.mark.slow
 
 EVENTS = answer_of("a", "b", "c")
-PATIENT_S = 5.0
-"""For a machine that is busy with other things; no test waits for it to run out."""
+FRAIL_S = 1.0
+"""Patience where a leader is lost: it is noticed that much later, and not before."""
 
 
 class Gateway:
@@ -84,8 +86,10 @@ class Gateway:
 
 
 @asynccontextmanager
-async def gateways(server: RedisServer, count: int = 2) -> AsyncIterator[list[Gateway]]:
-    made = [Gateway(server) for _ in range(count)]
+async def gateways(
+    server: RedisServer, count: int = 2, patience_s: float = PATIENT_S
+) -> AsyncIterator[list[Gateway]]:
+    made = [Gateway(server, patience_s) for _ in range(count)]
     for gateway in made:
         await gateway.line.open()
     try:
@@ -104,6 +108,12 @@ def server(redis7: RedisServer) -> RedisServer:
 @pytest.fixture
 async def pair(server: RedisServer) -> AsyncIterator[list[Gateway]]:
     async with gateways(server) as made:
+        yield made
+
+
+@pytest.fixture
+async def frail(server: RedisServer) -> AsyncIterator[list[Gateway]]:
+    async with gateways(server, patience_s=FRAIL_S) as made:
         yield made
 
 
@@ -186,13 +196,13 @@ async def test_the_lease_is_held_until_the_answer_is_stored(
 
 
 async def test_an_answer_that_takes_long_keeps_its_lease_by_heartbeats(
-    pair: list[Gateway],
+    frail: list[Gateway],
 ) -> None:
-    one, two = pair
+    one, two = frail
     one.ask()
     run = await one.run()
     follower = two.ask()
-    await asyncio.sleep(1.6)
+    await asyncio.sleep(1.5 * Windows.of(one.line).lease_s)
     assert not two.model.runs
     await run.say(*EVENTS, None)
     await eventually(follower.task.done)
@@ -207,7 +217,8 @@ async def test_all_keys_have_a_time_to_live_and_the_tenants_tag(
     await (await one.run()).say(EVENTS[0])
     await eventually(lambda: len(server.client.keys("*")) == 2)
     keys = server.client.keys("*")
-    assert all(0 < server.client.pttl(key) <= 10_000 for key in keys)
+    most_ms = Windows.of(one.line).log_s * 1e3
+    assert all(0 < server.client.pttl(key) <= most_ms for key in keys)
     assert all(key.startswith(Family.of(key_of(call_of())).prefix) for key in keys)
     await listener.hang_up()
 
@@ -216,7 +227,7 @@ async def test_all_keys_have_a_time_to_live_and_the_tenants_tag(
 
 
 async def test_when_the_leader_dies_unheard_one_follower_takes_over(server: RedisServer) -> None:
-    async with gateways(server, 3) as (one, two, three):
+    async with gateways(server, 3, FRAIL_S) as (one, two, three):
         one.ask()
         await one.run()
         followers = [two.ask("f2"), three.ask("f3")]
@@ -231,9 +242,9 @@ async def test_when_the_leader_dies_unheard_one_follower_takes_over(server: Redi
 
 
 async def test_what_was_heard_stands_and_the_new_answer_goes_on_from_there(
-    pair: list[Gateway],
+    frail: list[Gateway],
 ) -> None:
-    one, two = pair
+    one, two = frail
     one.ask()
     run = await one.run()
     await run.say(*EVENTS[:3])
@@ -249,9 +260,9 @@ async def test_what_was_heard_stands_and_the_new_answer_goes_on_from_there(
 
 
 async def test_an_answer_that_cannot_be_continued_word_for_word_ends_with_an_error(
-    pair: list[Gateway],
+    frail: list[Gateway],
 ) -> None:
-    one, two = pair
+    one, two = frail
     one.ask()
     run = await one.run()
     await run.say(*EVENTS[:3])
@@ -280,9 +291,9 @@ async def test_a_leader_that_fails_leaves_each_follower_to_ask_for_itself(
 
 
 async def test_when_nobody_listens_at_the_leaders_gateway_a_follower_starts_again(
-    pair: list[Gateway],
+    frail: list[Gateway],
 ) -> None:
-    one, two = pair
+    one, two = frail
     first = one.ask()
     run = await one.run()
     await run.say(*EVENTS[:2])
@@ -309,9 +320,9 @@ async def test_without_redis_everybody_computes_alone(server: RedisServer) -> No
 
 @pytest.mark.parametrize("damage", ["flush", "lease of a wrong type", "a post that is rubbish"])
 async def test_a_follower_whose_log_is_damaged_still_gets_the_whole_answer(
-    pair: list[Gateway], server: RedisServer, damage: str
+    frail: list[Gateway], server: RedisServer, damage: str
 ) -> None:
-    one, two = pair
+    one, two = frail
     one.ask()
     run = await one.run()
     await run.say(*EVENTS[:2])
@@ -356,6 +367,32 @@ async def test_another_calls_log_is_not_listened_to(
     await (await two.run()).say(*answer_of("m", "y"), None)
     await eventually(listener.task.done)
     assert said(listener.heard) == "my"
+
+
+class Silent:
+    """A line on which no post comes, while time passes."""
+
+    def __init__(self, patience_s: float, clock: FakeClock) -> None:
+        self.patience_s = patience_s
+        self.breaker = Breaker(clock)
+        self._clock = clock
+
+    async def wait_for(self, *_commands: Command, timeout_s: float) -> list[object]:
+        self._clock.now += 0.1
+        return [None]
+
+
+@pytest.mark.parametrize("patience_s", [0.025, 5.0])
+async def test_who_has_more_patience_with_redis_waits_longer_for_a_first_post(
+    patience_s: float,
+) -> None:
+    clock = FakeClock()
+    began, line = clock.now, Silent(patience_s, clock)
+    names = FlightNames.of(key_of(call_of()), Directives())
+    log = read_log(line, names, b"token", clock=clock)  # type: ignore[arg-type]
+    with pytest.raises(LogLost, match="silent"):
+        await anext(log)
+    assert clock.now - began == pytest.approx(FIRST_S + patience_s, abs=0.11)
 
 
 # ---------------------------------------------------------------------- going on

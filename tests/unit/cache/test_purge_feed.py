@@ -13,7 +13,7 @@ from cache.store.purge_feed import PurgeFeed
 from cache.store.redis_line import RedisLine
 from tests.support.recordings import FakeClock, key_number, recording_of
 from tests.support.redis_server import RedisServer, running_redis
-from tests.support.shared import Stack, stacks
+from tests.support.shared import PATIENT_S, Stack, stacks
 from tests.support.speakers import eventually
 
 pytestmark = pytest.mark.slow
@@ -39,8 +39,8 @@ async def in_both(pair: list[Stack], **fields: object) -> None:
     one, two = pair
     await one.tiered.put(KEY, recording_of("a", **fields))  # type: ignore[arg-type]
     await one.tiered.flush()
-    assert await two.tiered.get(KEY) is not None
-    assert two.memory.look_up(KEY) is not None
+    await eventually(lambda: two.tiered.get(KEY))
+    await eventually(lambda: two.memory.look_up(KEY))
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ async def test_a_purge_leaves_what_it_does_not_name(pair: list[Stack]) -> None:
 async def test_a_gateway_that_cannot_hear_does_not_serve_from_memory(server: RedisServer) -> None:
     """Its clock, not a message, ends its trust: a cut line needs no working line to be noticed."""
     clock = FakeClock()
-    line = RedisLine(server.url)
+    line = RedisLine(server.url, patience_s=PATIENT_S)
     feed = PurgeFeed(line, clock=clock, trust_s=0.8)
     assert not feed.in_touch
     await line.open()

@@ -17,13 +17,20 @@ from redis.exceptions import ResponseError
 
 from cache.store.base import StoreAway, StoreFault
 from cache.store.breaker import Breaker
-from cache.store.redis_line import Command, RedisLine, WithPatience, is_refusal
+from cache.store.redis_line import (
+    STRAGGLER_S,
+    WORK_S,
+    Command,
+    RedisLine,
+    WithPatience,
+    is_refusal,
+)
 from engine.contract import Answer, Call, Trail
 from tests.support.recordings import FakeClock, Inner, call_of, hear
 from tests.support.redis_server import RedisServer
 from tests.support.speakers import eventually
 
-GENEROUS_S = 5.0
+GENEROUS_S = 60.0
 
 
 class FakeClient:
@@ -131,6 +138,22 @@ async def test_who_waits_for_an_answer_that_never_comes_gives_up(house: House) -
     async with asyncio.timeout(GENEROUS_S):
         with pytest.raises(StoreFault, match="20 ms"):
             await house.line.ask(("GET", b"a"))
+
+
+async def test_what_nobody_waits_for_has_no_less_time_than_a_request() -> None:
+    house = House(patience_s=GENEROUS_S)
+    await house.line.open()
+
+    def answer_late(_: Command) -> asyncio.Future[bytes]:
+        loop = asyncio.get_running_loop()
+        late: asyncio.Future[bytes] = loop.create_future()
+        loop.call_later(1.2 * max(WORK_S, STRAGGLER_S), late.set_result, b"OK")
+        return late
+
+    house.client.answer = answer_late
+    asked = house.line.ask(("GET", b"a")), house.line.work(("SET", b"a", b"b"))
+    assert await asyncio.gather(*asked) == [[b"OK"], [b"OK"]]
+    await house.line.close()
 
 
 async def test_all_calls_of_a_request_spend_from_one_purse() -> None:
@@ -295,7 +318,7 @@ async def test_looking_through_keys_waits_for_no_stopped_redis(redis7: RedisServ
     await line.open()
     redis7.stop()
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(GENEROUS_S):
             with pytest.raises(StoreFault):
                 [key async for key in line.scan(b"*", "HASH")]
     finally:

@@ -18,6 +18,7 @@ from tests.support.archived import loaded
 from tests.support.house import AGAIN, FIRST, House
 from tests.support.recordings import call_of
 from tests.support.redis_server import RedisServer
+from tests.support.shared import PATIENT_S
 from tests.support.speakers import eventually
 
 slow = pytest.mark.slow
@@ -32,7 +33,9 @@ def server(redis7: RedisServer) -> RedisServer:
 async def open_houses(server: RedisServer, *policies: Policy) -> list[House]:
     made = []
     for number, policy in enumerate(policies):
-        archive = RedisArchive(RedisLine(server.url), 1 << 24, clock=lambda: 1000.0)
+        archive = RedisArchive(
+            RedisLine(server.url, patience_s=PATIENT_S), 1 << 24, clock=lambda: 1000.0
+        )
         house = House(policy=policy, archive=archive, name=f"g{number}-")
         await house.restore()
         made.append(house)

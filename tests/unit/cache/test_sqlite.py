@@ -22,6 +22,7 @@ from cache.store.sqlite import SqliteStore
 from cache.store.sqlite_file import SCHEMA_VERSION
 from cache.store.sqlite_open import integrity
 from tests.support.recordings import FakeClock, key_number, recording_of
+from tests.support.speakers import eventually
 
 ROOM = 1 << 22
 
@@ -238,10 +239,11 @@ async def test_a_sweep_deletes_what_has_expired(tmp_path: Path) -> None:
     await store.put(key_number(2), recording_of("b", ttl_s=1000))
     await store.flush()
     clock.now += 11
-    for _ in range(500):
-        if (await store.stats()).entries == 1:
-            break
-        await asyncio.sleep(0.01)
+
+    async def swept() -> bool:
+        return (await store.stats()).entries == 1
+
+    await eventually(swept)
     stats = await store.stats()
     assert (stats.entries, stats.expired) == (1, 1)
     await store.close()
@@ -253,10 +255,7 @@ async def test_two_processes_can_share_a_file(tmp_path: Path) -> None:
     two = await opened(tmp_path / "cache.db", sweep_every_s=0.02)
     await one.put(key_number(1), recording_of("a"))
     await one.flush()
-    for _ in range(500):
-        if await two.get(key_number(1)) is not None:
-            break
-        await asyncio.sleep(0.01)
+    await eventually(lambda: two.get(key_number(1)))
     assert await two.get(key_number(1)) == recording_of("a")
     await one.purge(Which(key=key_number(1)))
     assert await two.get(key_number(1)) is None
