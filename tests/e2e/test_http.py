@@ -20,6 +20,7 @@ from engine.contract import BadCall, Overloaded
 from gateway.settings import Admin, Server, Tenant
 from tests.support.fake import FakeModel
 from tests.support.serving import Running, request_bytes, serving, settings_for_tests
+from tests.support.speakers import PATIENCE_S
 
 CHAT = "/v1/chat/completions"
 ASKED: dict[str, Any] = {"model": "small", "messages": [{"role": "user", "content": "hello there"}]}
@@ -38,15 +39,20 @@ def short(**limits: float) -> Any:
 
 async def until(condition: Any) -> None:
     """Wait for what must happen; the test's own failure is the time-out."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while not condition():  # noqa: ASYNC110 - the condition is the server's own
             await asyncio.sleep(0.005)
 
 
-async def log_lines(running: Running, event: str = "request") -> list[dict[str, Any]]:
-    await asyncio.sleep(0.05)
-    lines = [json.loads(line) for line in running.logged.getvalue().splitlines()]
-    return [line for line in lines if line["event"] == event]
+async def log_lines(running: Running, count: int, event: str = "request") -> list[dict[str, Any]]:
+    """As soon as there are so many: lines are written a moment after the answer."""
+
+    def found() -> list[dict[str, Any]]:
+        lines = [json.loads(line) for line in running.logged.getvalue().splitlines()]
+        return [line for line in lines if line["event"] == event]
+
+    await until(lambda: len(found()) >= count)
+    return found()
 
 
 def events_of(text: str) -> list[Any]:
@@ -63,7 +69,7 @@ async def test_an_answer_says_where_it_came_from_and_a_second_one_is_a_hit() -> 
     assert first.headers["cache-status"] == "exact; fwd=miss"
     assert second.headers["sluice-origin"] == "exact"
     assert second.headers["cache-status"].startswith("exact; hit; ttl=")
-    assert second.headers["age"] == "0"
+    assert 0 <= int(second.headers["age"]) < PATIENCE_S
     assert "exact;dur=" in second.headers["server-timing"]
     assert first.json()["choices"] == second.json()["choices"]
     assert first.json()["usage"]["sluice"]["computed_tokens"] > 0
@@ -178,7 +184,7 @@ async def test_a_request_id_is_handed_back_if_it_can_be_trusted() -> None:
     async with serving() as running:
         mine = await running.client.post(CHAT, json=ASKED, headers={"x-request-id": "my-id_1"})
         odd = await running.client.post(CHAT, json=ASKED, headers={"x-request-id": "a b<c>"})
-        lines = await log_lines(running)
+        lines = await log_lines(running, 2)
     assert mine.headers["x-request-id"] == "my-id_1"
     assert odd.headers["x-request-id"] != "a b<c>"
     assert lines[0]["client_id"] == "my-id_1"
@@ -189,7 +195,7 @@ async def test_logs_hold_names_and_numbers_and_no_content() -> None:
     async with serving() as running:
         await running.client.post(CHAT, json=secret)
         await running.client.post(CHAT, content=b'{"model": "xyzzy-secret"')
-        lines = await log_lines(running)
+        lines = await log_lines(running, 2)
     assert [line["status"] for line in lines] == [200, 400]
     assert lines[0]["tenant"] == "default"
     assert lines[0]["completion_tokens"] > 0
@@ -224,7 +230,7 @@ async def test_our_own_mistake_is_a_500_that_tells_nothing_of_it() -> None:
     model = FakeModel(error=ZeroDivisionError("internals"))
     async with serving(models=dict.fromkeys(("small", "large"), model)) as running:
         broken = await running.client.post(CHAT, json=ASKED, headers={"cache-control": "no-store"})
-        lines = await log_lines(running, "request broke")
+        lines = await log_lines(running, 1, "request broke")
     assert broken.status_code == 500
     assert "internals" not in broken.text
     assert "ZeroDivisionError: internals" in lines[0]["exception"]
@@ -240,7 +246,7 @@ async def test_a_hang_up_while_waiting_closes_the_answer(stream: bool) -> None:
         writer.transport.abort()
         await until(lambda: models["small"].closed_early)
         await until(lambda: running.system.drain.inflight == 0)
-        (line,) = await log_lines(running)
+        (line,) = await log_lines(running, 1)
     assert line["status"] == 499
 
 
@@ -262,7 +268,7 @@ async def test_a_body_that_does_not_come_is_a_408() -> None:
 
 
 async def test_a_head_that_does_not_come_drops_the_line() -> None:
-    async with serving(short(head_timeout_s=0.1)) as running:
+    async with serving(short(head_timeout_s=1.0)) as running:
         for first in (b"", b"POST /v1/chat"):
             async with running.connect() as (reader, writer):
                 writer.write(first)
@@ -294,8 +300,8 @@ async def test_100_mb_in_chunks_are_refused_and_not_kept() -> None:
 
 
 async def test_an_answer_that_takes_too_long_is_a_408_or_an_event() -> None:
-    models = slow(0.3)
-    async with serving(short(request_timeout_s=0.1), models) as running:
+    models = slow()
+    async with serving(short(request_timeout_s=1.0), models) as running:
         whole = await running.client.post(CHAT, json=ASKED)
         streamed = await running.client.post(CHAT, json={**ASKED, "stream": True, "seed": 1})
     assert whole.status_code == 408
@@ -305,7 +311,7 @@ async def test_an_answer_that_takes_too_long_is_a_408_or_an_event() -> None:
 
 
 async def test_a_silent_stream_is_kept_alive_by_comments() -> None:
-    async with serving(short(heartbeat_s=0.05), slow(0.2)) as running:
+    async with serving(short(heartbeat_s=0.05), slow(0.4)) as running:
         streamed = await running.client.post(CHAT, json={**ASKED, "stream": True})
     assert streamed.text.count(": waiting\n\n") >= 2
     assert streamed.text.endswith("data: [DONE]\n\n")

@@ -27,8 +27,8 @@ def words(call: Call) -> list[str]:
 
 class FakeModel:
     """Answers every call with `say(call)`. Counts calls, notes those that were closed early, and
-    can wait (`pause_s` before each piece) or raise (`error` before Start, `late_error` after).
-    A bench does not `keep` its calls."""
+    can wait (`pause_s` before each piece, for `gate` after Start) or raise (`error` before Start,
+    `late_error` after). A bench does not `keep` its calls."""
 
     def __init__(
         self,
@@ -36,12 +36,14 @@ class FakeModel:
         *,
         name: str = "fake",
         pause_s: float = 0.0,
+        gate: asyncio.Event | None = None,
         error: Exception | None = None,
         late_error: Exception | None = None,
         end: bool = True,
         keep: bool = True,
     ) -> None:
         self.say, self.name, self.pause_s, self.end = say, name, pause_s, end
+        self.gate = gate
         self.keep = keep
         self.error, self.late_error = error, late_error
         self.calls: list[Call] = []
@@ -58,6 +60,8 @@ class FakeModel:
         done = False
         try:
             yield Start(trail.id, 1_700_000_000, self.name, self.name)
+            if self.gate is not None:
+                await self.gate.wait()
             for event in self._middle(call, pieces):
                 if self.pause_s:
                     await asyncio.sleep(self.pause_s)

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-PATIENCE_S = 60.0
+PATIENCE_S = 180.0
 """For what takes a second on an idle machine. It ends a wait that would never end, and no more."""
 COMMAND = (sys.executable, "-m", "gateway.cli")
 CHAT = "/v1/chat/completions"

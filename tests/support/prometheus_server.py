@@ -24,7 +24,7 @@ import pytest
 from tests.support.redis_server import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 
 
 def find(program: str) -> str:

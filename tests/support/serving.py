@@ -36,6 +36,7 @@ from gateway.settings import (
     Tenant,
 )
 from tests.support.fake import FakeModel
+from tests.support.speakers import PATIENCE_S
 
 NOWHERE = Path("nowhere")
 CONTEXT = 2048
@@ -110,7 +111,9 @@ async def serving(
     task = asyncio.create_task(server.serve(sockets=[listener]))
     try:
         await ready.wait()
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+        async with httpx.AsyncClient(
+            base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_S
+        ) as client:
             yield Running(port, client, system, server, models, logged, task)
     finally:
         system.drain.begin()

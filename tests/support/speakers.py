@@ -6,10 +6,11 @@ import asyncio
 from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from inspect import isawaitable
 
 from engine.contract import Answer, AnswerError, Call, End, Event, Start, Trail
 
-PATIENCE_S = 20.0
+PATIENCE_S = 120.0
 
 
 class Generation:
@@ -89,7 +90,11 @@ async def settle() -> None:
 
 
 async def eventually(true: Callable[[], object]) -> None:
-    """Wait until `true()` is; the limit ends a wait that would never end, and no more."""
+    """Wait until `true()` is, or what it has to be awaited for; the limit ends a wait that would
+    never end, and no more."""
     async with asyncio.timeout(PATIENCE_S):
-        while not true():  # noqa: ASYNC110  whatever is waited for has no event of its own
+        while True:
+            found = true()
+            if await found if isawaitable(found) else found:
+                return
             await asyncio.sleep(0.005)

@@ -6,9 +6,10 @@ answer served across tenants would show.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import httpx
@@ -20,6 +21,7 @@ from tests.support.fake import FakeModel
 from tests.support.serving import Running, serving, settings_for_tests
 from tests.support.shared import PATIENT_S
 
+CHAT = "/v1/chat/completions"
 ALICE, BOB = "sk-alice", "sk-bob"
 
 
@@ -37,14 +39,15 @@ async def gateways(
     count: int = 2,
     pause_s: float = 0.0,
     *,
+    gate: asyncio.Event | None = None,
     exact: ExactCache | None = None,
     semantic: SemanticCache | None = None,
     embeddings: Sequence[Embedding] = (),
     **alices: Any,
 ) -> AsyncIterator[list[Running]]:
     """With the Redis at `url`, waited for as long as a busy machine may need; who tests Redis's
-    faults passes an `exact` of its own. `embeddings`, one for each; `alices`: of tenant alice's
-    policy."""
+    faults passes an `exact` of its own. Models say nothing before `gate` is open. `embeddings`, one
+    for each; `alices`: of tenant alice's policy."""
     settings = settings_for_tests(
         exact=exact or ExactCache(store=url, patience_s=PATIENT_S),
         limits=Limits(store=url),
@@ -59,7 +62,10 @@ async def gateways(
             await stack.enter_async_context(
                 serving(
                     settings,
-                    {name: FakeModel(say, name=name, pause_s=pause_s) for name in settings.models},
+                    {
+                        name: FakeModel(say, name=name, pause_s=pause_s, gate=gate)
+                        for name in settings.models
+                    },
                     embedding=embeddings[number] if embeddings else None,
                 )
             )
@@ -75,16 +81,20 @@ async def ready(pair: list[Running]) -> None:
         await layer.restored()
 
 
-async def ask(
-    gateway: Running, text: str, key: str = ALICE, *, stream: bool = False, **headers: str
-) -> httpx.Response:
-    body: dict[str, Any] = {
-        "model": "small",
-        "messages": [{"role": "user", "content": text}],
-        "stream": stream,
-    }
+async def ask(gateway: Running, text: str, key: str = ALICE, **headers: str) -> httpx.Response:
     given = {"authorization": f"Bearer {key}", **headers}
-    return await gateway.client.post("/v1/chat/completions", json=body, headers=given, timeout=60)
+    return await gateway.client.post(CHAT, json=_body(text), headers=given)
+
+
+def begun(gateway: Running, text: str) -> AbstractAsyncContextManager[httpx.Response]:
+    """Alice's stream, whose answer has begun: what it says may still have to come."""
+    given = {"authorization": f"Bearer {ALICE}"}
+    body = _body(text) | {"stream": True}
+    return gateway.client.stream("POST", CHAT, json=body, headers=given)
+
+
+def _body(text: str) -> dict[str, Any]:
+    return {"model": "small", "messages": [{"role": "user", "content": text}]}
 
 
 def text_of(reply: httpx.Response) -> str:

@@ -1,8 +1,10 @@
-"""Keys through /admin, on a real port: what one gateway changes holds on both within a second."""
+"""Keys through /admin, on a real port: what one gateway changes holds on both soon after.
+
+How soon is what POLL_S says; a clock here would judge how busy the machine is.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,8 +14,10 @@ import httpx
 import pytest
 
 from gateway.settings import Keys, Tenant
+from gateway.tenants.key_sync import POLL_S
 from tests.support.redis_server import RedisServer
 from tests.support.serving import Running, serving, settings_for_tests
+from tests.support.speakers import eventually
 
 ACME = Tenant(name="acme", stored_keys=True)
 CHAT = {"model": "small", "messages": [{"role": "user", "content": "hi"}]}
@@ -49,18 +53,23 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return server.url
 
 
-async def test_a_key_opens_everywhere_within_a_second_and_so_does_its_revocation_close(
-    store: str,
-) -> None:
+async def test_a_key_opens_everywhere_soon_and_so_does_its_revocation_close(store: str) -> None:
+    assert POLL_S < 1.0
+
+    async def opens(gateway: Running) -> bool:
+        return (await ask(gateway, made["key"])).status_code == 200
+
+    async def refuses(gateway: Running) -> bool:
+        return not await opens(gateway)
+
     async with two_gateways(store) as (one, two):
         made = await create(one)
-        assert (await ask(one, made["key"])).status_code == 200
-        await asyncio.sleep(1.0)
-        assert (await ask(two, made["key"])).status_code == 200
+        assert await opens(one)
+        await eventually(lambda: opens(two))
         revoked = await two.client.delete(f"/admin/keys/{made['id']}")
         assert revoked.json()["state"] == "revoked"
         assert (await ask(two, made["key"])).status_code == 401
-        await asyncio.sleep(1.0)
+        await eventually(lambda: refuses(one))
         reply = await ask(one, made["key"])
         assert (reply.status_code, reply.json()["error"]["code"]) == (401, "revoked_api_key")
 
@@ -86,7 +95,7 @@ async def test_changes_are_audited_and_no_secret_is_shown_or_logged() -> None:
         assert (shown["name"], shown["state"]) == ("ci", "active")
         assert shown["expires_at"] == pytest.approx(shown["created_at"] + 60)
         await running.client.delete(f"/admin/keys/{made['id']}")
-        await asyncio.sleep(0.1)
+        await eventually(lambda: running.logged.getvalue().count(b'"audit"') == 2)
         logged = running.logged.getvalue().decode()
         audits = [json.loads(line) for line in logged.splitlines() if '"audit"' in line]
         assert [(line["did"], line["key"], line["who"]) for line in audits] == [
@@ -115,6 +124,14 @@ async def test_a_bad_request_is_refused_in_openais_shape(
         assert word in reply.json()["error"]["message"]
 
 
+async def misses_its_keys(running: Running) -> bool:
+    return "keys" in (await running.client.get("/readyz")).json().get("problems", {})
+
+
+async def well(running: Running) -> bool:
+    return (await running.client.get("/readyz")).json()["status"] == "ready"
+
+
 async def test_when_the_store_goes_away_known_keys_open_and_it_is_told(
     redis7: RedisServer,
 ) -> None:
@@ -124,12 +141,10 @@ async def test_when_the_store_goes_away_known_keys_open_and_it_is_told(
         made = await create(running)
         redis7.stop()
         try:
-            await asyncio.sleep(2.5)
+            await eventually(lambda: misses_its_keys(running))
             assert (await ask(running, made["key"])).status_code == 200
-            assert "keys" in (await running.client.get("/readyz")).json()["problems"]
             refused = await running.client.post("/admin/tenants/acme/keys", json={})
             assert refused.status_code == 503
         finally:
             redis7.resume()
-        await asyncio.sleep(1.0)
-        assert (await running.client.get("/readyz")).json()["status"] == "ready"
+        await eventually(lambda: well(running))

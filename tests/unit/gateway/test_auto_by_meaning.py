@@ -16,6 +16,7 @@ from cascade.calibrate import Aim, calibrate
 from cascade.features import question
 from cascade.policy import write_policy
 from cascade.promise import Promise
+from cascade.routes.learned import Quality
 from engine.contract import Call
 from gateway.parts.policies import policy_path, weights_of
 from gateway.settings import Cascade, SemanticCache, Settings
@@ -23,6 +24,7 @@ from tests.support.embedders import embedding_of
 from tests.support.encoders import BagEncoder, bag_vector
 from tests.support.labelled import labelled
 from tests.support.serving import Running, serving, settings_for_tests
+from tests.support.speakers import PATIENCE_S
 
 PRICES = {"small": (0.1, 0.1), "large": (1.0, 1.0)}
 
@@ -31,11 +33,15 @@ def embed(calls: Sequence[Call]) -> NDArray[np.float32]:
     return np.array([bag_vector(question(call)) for call in calls])
 
 
-@pytest.fixture
-def settings(tmp_path: Path) -> Settings:
+@pytest.fixture(scope="module")
+def route() -> Quality:
     """Calibrated without a judge: what is code goes to the large model."""
     rows = [replace(row, answer=None) for row in labelled(900)]
-    route = calibrate(rows, Aim(Promise(0.1), embedder="bag"), embed=embed).route
+    return calibrate(rows, Aim(Promise(0.1), embedder="bag"), embed=embed).route
+
+
+@pytest.fixture
+def settings(route: Quality, tmp_path: Path) -> Settings:
     weights = weights_of("small" * 8, "large" * 8)
     policy_path(tmp_path, "default").write_text(write_policy("default", weights, route))
     semantic = SemanticCache(enabled=False, embedder="words", embedder_dir=tmp_path)
@@ -61,7 +67,7 @@ async def test_the_meaning_decides_once_the_embedder_is_there(settings: Settings
     encoder = BagEncoder()
     async with serving(settings, prices=PRICES, embedding=embedding_of(encoder)) as running:
         assert await origin(running, "What is number 7?") == "large", "not loaded yet: safe"
-        await asyncio.wait_for(running.system.meaning.embedding.ready(), 10)
+        await asyncio.wait_for(running.system.meaning.embedding.ready(), PATIENCE_S)
         assert await origin(running, "What is number 8?") == "small"
         assert await origin(running, "Mend number 9: ```x```") == "large"
         assert await origin(running, "word " * 150) == "large", "too long to have a vector"

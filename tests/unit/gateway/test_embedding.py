@@ -11,6 +11,7 @@ from cache.embed import Encoder, NotReady
 from gateway.observe.logs import build_log
 from gateway.parts.embedding import Embedding
 from tests.support.encoders import BagEncoder
+from tests.support.speakers import PATIENCE_S
 
 
 class Lines:
@@ -83,7 +84,7 @@ async def test_stopping_does_not_wait_for_a_model_that_is_being_prepared() -> No
     embedding, lines = embedding_of(Maker())
     embedding.begin()
     await asyncio.sleep(0)
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(PATIENCE_S):
         await embedding.stop()
     assert lines.text == ""
 

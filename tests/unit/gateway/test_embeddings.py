@@ -6,7 +6,7 @@ import asyncio
 import base64
 import hashlib
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -22,6 +22,7 @@ from gateway.settings import Server, Settings, Tenant
 from tests.support.embedders import embedding_of, quiet_log
 from tests.support.encoders import BagEncoder, bag_vector
 from tests.support.serving import Running, serving, settings_for_tests
+from tests.support.speakers import eventually
 
 PATH = "/v1/embeddings"
 
@@ -37,15 +38,7 @@ async def gateway(
 
 async def ask(running: Running, given: Any, **more: Any) -> httpx.Response:
     body = {"model": BUNDLED, "input": given, **more}
-    return await running.client.post(PATH, json=body, timeout=30)
-
-
-async def until(true: Callable[[], bool]) -> None:
-    for _ in range(500):
-        if true():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("it never came true")
+    return await running.client.post(PATH, json=body)
 
 
 async def test_the_openai_client_gets_vectors() -> None:
@@ -124,7 +117,7 @@ async def test_a_large_batch_leaves_the_embedder_to_others() -> None:
         ]
         embedding = running.system.meaning.embedding
         assert embedding is not None
-        await until(lambda: bool(encoder.encoded))
+        await eventually(lambda: bool(encoder.encoded))
         await asyncio.sleep(0.05)
         assert embedding.embedder.waiting <= 2
         gate.set()
@@ -136,7 +129,7 @@ async def test_when_too_many_wait_the_next_is_told_to_come_again() -> None:
     encoder = BagEncoder(gate=gate)
     async with gateway(encoder) as running:
         tasks = [asyncio.create_task(ask(running, f"{n}")) for n in range(MOST_WAITING + 8)]
-        await until(lambda: sum(task.done() for task in tasks) >= 8)
+        await eventually(lambda: sum(task.done() for task in tasks) >= 8)
         gate.set()
         replies = await asyncio.gather(*tasks)
     busy = [reply for reply in replies if reply.status_code == 503]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from gateway.settings import Cascade, SemanticCache, Tenant
 from tests.support.embedders import embedding_of
 from tests.support.encoders import BagEncoder
 from tests.support.serving import Running, serving, settings_for_tests
+from tests.support.speakers import eventually
 
 PATH = "/v1/feedback"
 ONE, TWO = "sk-one", "sk-two"
@@ -70,10 +70,7 @@ async def test_a_right_answer_to_auto_becomes_a_label_of_its_tenant(tmp_path: Pa
         )
         assert told.json()["taught"] == ["cascade"]
         path = collected_path(tmp_path, "default")
-        for _ in range(200):
-            if path.exists():
-                break
-            await asyncio.sleep(0.02)
+        await eventually(lambda: path.exists() and path.read_text().endswith("\n"))
         (row,) = read_labels(path.read_text().splitlines())
     assert row.volunteered
     assert (row.small, row.large) == (0.0, 0.0)

@@ -17,7 +17,7 @@ from tests.support.serving import serving, settings_for_tests
 
 
 class House:
-    def __init__(self, says: str = "YES", **more: object) -> None:
+    def __init__(self, says: str = "YES", patience_s: float = 60.0, **more: object) -> None:
         self.model = FakeModel(lambda _: [says], name="large", **more)  # type: ignore[arg-type]
         self.idle = True
         self.booked: list[tuple[str, list[Waste]]] = []
@@ -26,7 +26,7 @@ class House:
             self.model,
             is_idle=lambda: self.idle,
             book=lambda tenant, spent: self.booked.append((tenant, spent)),
-            patience_s=0.3,
+            patience_s=patience_s,
         )
 
 
@@ -50,9 +50,11 @@ async def test_two_judgements_share_no_scope() -> None:
 
 
 async def test_it_waits_for_an_idle_moment_and_gives_up_after_a_while() -> None:
+    hurried = House(patience_s=0.1)
+    hurried.idle = False
+    assert await hurried.judge("q", "a", "b") is None
     house = House()
     house.idle = False
-    assert await house.judge("q", "a", "b") is None
     waiting = asyncio.create_task(house.judge("q", "a", "b"))
     await asyncio.sleep(0.05)
     assert not house.model.calls

@@ -19,6 +19,7 @@ from gateway.reload import Reloader
 from gateway.settings import Tenant
 from tests.support.fake import FakeModel
 from tests.support.serving import Running, serving, settings_for_tests
+from tests.support.speakers import eventually
 
 HASH = hashlib.sha256(b"acme's key").hexdigest()
 ACME = f'[[tenants]]\nname = "acme"\nkeys = ["{HASH}"]\nrpm = %d\n'
@@ -132,7 +133,8 @@ async def served(folder: Path, models: dict[str, FakeModel]) -> AsyncIterator[Ru
 
 async def test_no_request_is_dropped_while_tenants_change_under_it(tmp_path: Path) -> None:
     """The tenant of a stream in flight is taken away; the stream goes on to its end."""
-    slow = FakeModel(lambda _: [f"w{i} " for i in range(20)], pause_s=0.02)
+    gate = asyncio.Event()
+    slow = FakeModel(lambda _: [f"w{i} " for i in range(20)], gate=gate)
     async with served(tmp_path, {"small": slow, "large": slow}) as running:
         body = {"model": "small", "stream": True, "messages": [{"role": "user", "content": "x"}]}
         async with running.client.stream("POST", "/v1/chat/completions", json=body) as reply:
@@ -140,11 +142,9 @@ async def test_no_request_is_dropped_while_tenants_change_under_it(tmp_path: Pat
             await anext(lines)
             (tmp_path / "sluice.toml").write_text(ACME % 5)
             running.system.reloader.ask()
-            for _ in range(200):
-                if running.system.live.settings.tenants[0].name == "acme":
-                    break
-                await asyncio.sleep(0.01)
+            await eventually(lambda: running.system.live.settings.tenants[0].name == "acme")
             refused = await running.client.post("/v1/chat/completions", json=body)
+            gate.set()
             rest = [line async for line in lines if line]
         assert refused.status_code == 401
         assert rest[-1] == "data: [DONE]"

@@ -14,6 +14,7 @@ from gateway.settings import Cascade, Tenant
 from tests.support.fake import FakeModel
 from tests.support.routing import CODE_CUT, CODE_ROUTE, chat
 from tests.support.serving import Running, serving, settings_for_tests
+from tests.support.speakers import eventually
 
 
 def ask(text: str) -> dict[str, object]:
@@ -25,16 +26,17 @@ def rows_of(path: Path) -> list[Labelled]:
 
 
 async def gathered(path: Path, count: int) -> list[Labelled]:
-    for _ in range(200):
-        if len(rows := rows_of(path)) >= count:
-            return rows
-        await asyncio.sleep(0.02)
-    raise AssertionError(f"{path} has not {count} labels")
+    await eventually(lambda: len(rows_of(path)) >= count)
+    return rows_of(path)
 
 
 async def shadow_of(running: Running) -> dict[str, int]:
     told: dict[str, int] = (await running.client.get("/admin/cascade")).json()["shadow"]
     return told
+
+
+async def is_told(running: Running, state: dict[str, int]) -> bool:
+    return await shadow_of(running) == state
 
 
 async def test_autos_requests_become_labels_of_their_tenant_and_waste(tmp_path: Path) -> None:
@@ -46,7 +48,8 @@ async def test_autos_requests_become_labels_of_their_tenant_and_waste(tmp_path: 
         assert (row.small, row.large) == (1.0, 1.0)
         assert row.answer is not None
         assert row.answer.logprobs
-        assert await shadow_of(running) == {"waiting": 0, "labels": 1, "dropped": 0}
+        done = {"waiting": 0, "labels": 1, "dropped": 0}
+        await eventually(lambda: is_told(running, done))
         lines = (await running.client.get("/admin/decisions")).json()["decisions"]
         (booked,) = [line for line in lines if line["origin"] == "shadow"]
         assert [one["model"] for one in booked["wasted"]] == ["small", "large"]

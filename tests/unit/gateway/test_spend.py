@@ -14,6 +14,7 @@ from gateway.settings import Tenant
 from gateway.tenants.spend import NOT_TEXT_TOKENS, Appraiser
 from tests.support.fake import FakeModel
 from tests.support.serving import Running, serving, settings_for_tests
+from tests.support.speakers import eventually
 
 IN, OUT = 1000, 2000
 """Nano-US-dollars a token of the models that are served here."""
@@ -67,7 +68,7 @@ async def test_when_the_budget_is_spent_it_is_openais_429_and_hits_go_on() -> No
 
 
 async def test_a_stream_that_is_cut_is_settled_by_what_was_produced() -> None:
-    slow = FakeModel(lambda _: [f"w{i} " for i in range(200)], pause_s=0.02)
+    slow = FakeModel(lambda _: [f"w{i} " for i in range(200)], pause_s=0.2)
     async with serving(settings(budget_usd_day=1.0), {"small": slow, "large": slow}) as running:
         body = {"model": "small", "messages": [{"role": "user", "content": "x" * 400}],
                 "stream": True}  # fmt: skip
@@ -77,11 +78,7 @@ async def test_a_stream_that_is_cut_is_settled_by_what_was_produced() -> None:
                 seen += '"w' in line
                 if seen == 5:
                     break
-        for _ in range(100):
-            if slow.closed_early:
-                break
-            await asyncio.sleep(0.02)
-        await asyncio.sleep(0.05)
+        await eventually(lambda: slow.closed_early and not running.system.drain.inflight)
         prompt = 400 // 4 + 64 + 16
         used = await used_nano(running)
         assert prompt * IN + 5 * OUT <= used <= prompt * IN + 20 * OUT
