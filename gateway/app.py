@@ -55,7 +55,7 @@ def build_app(
         async with lifespan():
             yield
 
-    cold = FastAPI(title="Sluice", lifespan=span, docs_url="/docs", redoc_url=None)
+    cold = FastAPI(title="Sluice", lifespan=span, docs_url=None, redoc_url=None)
     cold.add_exception_handler(AnswerError, _answer_error)
     cold.add_exception_handler(HTTPException, _http_error)
     cold.add_exception_handler(RequestValidationError, _bad_input)

@@ -8,7 +8,6 @@ authentication, is at the edge (api/endpoint.py): who asks has to be known befor
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from gateway.api import (
     admin_usage,
     chat,
     completions,
+    docs,
     embeddings,
     feedback,
     health,
@@ -32,7 +32,6 @@ from gateway.api import (
 from gateway.api.again import remembering
 from gateway.api.desk import Desk
 from gateway.api.endpoint import Edge, Endpoint
-from gateway.api.exchange import Ids
 from gateway.app import Front, build_app
 from gateway.backend import Backend
 from gateway.configure import Loaded
@@ -117,7 +116,6 @@ def assemble(
         answerer=answerer,
         ledger=ledger,
         drain=drain,
-        ids=Ids(secrets.token_hex(6)),
         log=log,
         policies=auto.policies.notes,
     )
@@ -146,7 +144,9 @@ def assemble(
                     "settings": live.said_problem,
                 },
                 metrics,
+                tenancy.gate,
             ),
+            docs.router(),
             page.router(keeper, backend.states, pulse, drain=drain, gate=tenancy.gate),
             admin_decisions.router(
                 keeper,

@@ -9,11 +9,11 @@ loaded, the port is taken, stores are open.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from gateway.configure import Loaded
-from gateway.settings import Settings, Tenant
+from gateway.settings import Admin, Settings, Tenant
 
 Taker = Callable[[tuple[Tenant, ...]], None]
 """Told of the tenants in force; must not fail."""
@@ -29,12 +29,12 @@ class Live:
         self.problem: str | None = None
         """Why the newest settings were not taken on; None once good ones were."""
         self._tenant_takers: list[Taker] = []
-        self._admin_takers: list[Callable[[Iterable[str]], None]] = []
+        self._admin_takers: list[Callable[[Admin], None]] = []
 
     def on_tenants(self, taker: Taker) -> None:
         self._tenant_takers.append(taker)
 
-    def on_admin_keys(self, taker: Callable[[Iterable[str]], None]) -> None:
+    def on_admin(self, taker: Callable[[Admin], None]) -> None:
         self._admin_takers.append(taker)
 
     async def said_problem(self) -> str | None:
@@ -51,8 +51,8 @@ class Live:
         self.problem = None
         for take_tenants in self._tenant_takers:
             take_tenants(self.settings.tenants)
-        for take_keys in self._admin_takers:
-            take_keys(self.settings.admin.keys)
+        for take_admin in self._admin_takers:
+            take_admin(self.settings.admin)
         return waiting
 
 

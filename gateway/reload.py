@@ -14,19 +14,22 @@ SIGHUP says that the file is whole.
 
 What is valid by itself may not be so with what runs: a file that closes the address to loopback and
 opens a tenant to everybody is fine for a restart, and would open the running gateway to the world.
+Nor does a reload ever do away with keys that callers were asked for: an empty file is valid, too.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from gateway.configure import BadSettings, Loaded, Problem, dotted
 from gateway.live import Live
 from gateway.observe.logs import Log
+from gateway.settings import Settings
 from gateway.verify import impossibilities
+from gateway.verify.rules import Finding
 
 LOOK_S = 1.0
 
@@ -99,10 +102,25 @@ def fit(live: Live, loaded: Loaded) -> None:
             loaded.sources.get(dotted(key), ""),
             f"{message} (with what runs now; a restart may take it on)",
         )
-        for key, message in impossibilities(together)
+        for key, message in (*impossibilities(together), *_opened(live.settings, new))
     ]
     if problems:
         raise BadSettings(problems)
+
+
+def _opened(old: Settings, new: Settings) -> Iterator[Finding]:
+    """What asked for a key and would not any more. A file that was cut short, or written to a full
+    disk, says just that, and may be valid."""
+    before, after = (
+        {tenant.name for tenant in one.tenants if not tenant.asks_for_key} for one in (old, new)
+    )
+    if len(before) < len(old.tenants):
+        for name in sorted(after - before):
+            yield ("tenants",), f"callers needed a key, and for tenant {name!r} would need none"
+        if len(after) == len(new.tenants):
+            yield ("tenants",), "callers needed a key, and nobody would be asked for one"
+    if old.admin.keys and not new.admin.keys:
+        yield ("admin", "keys"), "admins needed a key, and none is left"
 
 
 def mark_of(file: Path | None) -> Mark:

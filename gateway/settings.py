@@ -277,6 +277,12 @@ class Admin:
     """[admin]: who may use /admin and see the dashboard from afar."""
 
     keys: tuple[str, ...] = _set((), "SHA-256 (hex) of admin keys; none: loopback only")
+    metrics_keys: tuple[str, ...] = _set(
+        (), "SHA-256 (hex) of keys that may read /metrics and nothing else, for Prometheus"
+    )
+    open_metrics: bool = _set(
+        False, "whether anybody may read /metrics, which names every tenant and what it uses"
+    )
 
 
 @dataclass(frozen=True, slots=True)

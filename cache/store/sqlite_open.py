@@ -10,6 +10,7 @@ the death of the process (`synchronous=NORMAL`: only a loss of power may take th
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
@@ -34,7 +35,7 @@ def is_broken(error: sqlite3.Error) -> bool:
 def check_usable(path: Path) -> None:
     """Raises OSError or sqlite3.Error where no cache file can be made or written to. One that is
     broken or busy will do: it is moved aside, or waited for."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_private(path)
     try:
         with closing(connect(path)) as connection:
             connection.execute("BEGIN IMMEDIATE")
@@ -42,6 +43,13 @@ def check_usable(path: Path) -> None:
     except sqlite3.DatabaseError as error:
         if not is_broken(error) and getattr(error, "sqlite_errorcode", None) not in _BUSY:
             raise
+
+
+def make_private(path: Path) -> None:
+    """The folder, and a new file that only its owner may read; SQLite gives its companions the same
+    mode. One that is there keeps its own. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
 
 def connect(path: Path) -> sqlite3.Connection:
@@ -53,7 +61,7 @@ def connect(path: Path) -> sqlite3.Connection:
 def open_file(path: Path, schema: str, version: int) -> sqlite3.Connection:
     """The file as it is, or a new one with this schema. Raises WrongSchemaError for another
     version's, sqlite3.DatabaseError (see `is_broken`) or OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_private(path)
     connection = connect(path)
     try:
         _prepare(connection, schema, version)

@@ -59,6 +59,19 @@ class AdminGate:
             )
         return "local"
 
+    def metrics(self, request: Request) -> None:
+        """A dependency, too: who may read /metrics. Raises Unauthenticated."""
+        if self._keys.may_read_metrics(request.headers.raw):
+            return
+        try:
+            self(request)
+        except Unauthenticated as error:
+            raise Unauthenticated(
+                f"/metrics names every tenant. {error} For Prometheus put the SHA-256 of a key of "
+                "its own into `metrics_keys` in [admin], or set `open_metrics`.",
+                code="metrics_key_needed",
+            ) from None
+
     def audit(self, who: str, did: str, **what: Any) -> None:
         """One line for one change. `what` holds names, never secrets."""
         self._log.info("audit", who=who, did=did, **what)

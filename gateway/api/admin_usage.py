@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query
 from fastapi.responses import JSONResponse, Response
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from engine.contract import BadCall, Overloaded
 from gateway.api.admin_gate import AdminGate
@@ -25,10 +25,14 @@ from gateway.observe.book import Query as Question
 from gateway.observe.keeper import Keeper
 
 DAY_S = 86_400
+LATEST = 32_503_680_000
+"""The year 3000: widened to whole days it is still a date."""
 
 
 class UsageIn(BaseModel):
     """What is asked. Times are ISO 8601 or UNIX seconds."""
+
+    model_config = ConfigDict(extra="forbid")
 
     start: str = Field("", description="a day before `end`")
     end: str = Field("", description="now")
@@ -134,11 +138,16 @@ def _moment(text: str, default: float, name: str) -> float:
         return default
     try:
         if re.fullmatch(r"\d{1,12}(\.\d*)?", text):
-            return float(text)
-        read = datetime.fromisoformat(text)
-        return (read if read.tzinfo else read.replace(tzinfo=UTC)).timestamp()
+            moment = float(text)
+        else:
+            read = datetime.fromisoformat(text)
+            moment = (read if read.tzinfo else read.replace(tzinfo=UTC)).timestamp()
     except (ValueError, OverflowError):
+        moment = -1.0
+    if not 0 <= moment <= LATEST:
         raise BadCall(
-            f"`{name}` must be ISO 8601, as 2026-01-31T12:00:00Z, or UNIX seconds; got {text!r}.",
+            f"`{name}` must be ISO 8601, as 2026-01-31T12:00:00Z, or UNIX seconds, from 1970 to "
+            f"2999; got {text!r}.",
             param=name,
-        ) from None
+        )
+    return moment

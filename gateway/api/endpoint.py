@@ -24,7 +24,7 @@ import msgspec
 from engine.contract import Answer, Answerer, AnswerError, Call, End, Failed, Json, Start, Trail
 from gateway.api.body import check_length, read_body
 from gateway.api.drive import drive
-from gateway.api.exchange import Exchange, Ids
+from gateway.api.exchange import Exchange, new_id
 from gateway.api.fanout import answer_all
 from gateway.asgi import Receive, Scope, Send
 from gateway.catalog import Catalog, Place, scope_of
@@ -82,7 +82,6 @@ class Edge:
     answerer: Answerer
     ledger: Ledger
     drain: Drain
-    ids: Ids
     log: Log
     policies: Mapping[str, bytes]
     """Tenant → the Sluice-Policy header of `auto`'s answers."""
@@ -99,7 +98,7 @@ class Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         edge = self._edge
-        exchange = Exchange(scope, receive, send, own_id=edge.ids.new(), server=edge.server)
+        exchange = Exchange(scope, receive, send, own_id=new_id(), server=edge.server)
         watch = exchange.watch
         try:
             edge.drain.enter(watch)

@@ -7,9 +7,9 @@ and therefore whether a failure is a status or an event inside the stream.
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
-from collections.abc import Coroutine, Iterator
-from itertools import count
+from collections.abc import Coroutine
 from typing import Any
 
 from engine.contract import AnswerError, Start, Trail, Usage
@@ -41,15 +41,10 @@ _ID_BYTES = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123
 _ID_LIMIT = 128
 
 
-class Ids:
-    """Request ids: unique across processes by `origin`, within one by counting."""
-
-    def __init__(self, origin: str) -> None:
-        self._origin = origin
-        self._count: Iterator[int] = count(1)
-
-    def new(self) -> str:
-        return f"{self._origin}{next(self._count):07x}"
+def new_id() -> str:
+    """A request's id, as no other gateway will make it and nobody can guess. It does not count: who
+    reads his own ids must not learn how much others ask."""
+    return secrets.token_hex(10)
 
 
 class Exchange:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Depends, Response
 from fastapi.responses import JSONResponse
 
+from gateway.api.admin_gate import AdminGate
 from gateway.drain import Drain
 from gateway.observe.metrics import CONTENT_TYPE, Metrics
 
@@ -17,7 +18,11 @@ Probe = Callable[[], Awaitable[str | None]]
 
 
 def router(
-    drain: Drain, checks: Mapping[str, Check], probes: Mapping[str, Probe], metrics: Metrics
+    drain: Drain,
+    checks: Mapping[str, Check],
+    probes: Mapping[str, Probe],
+    metrics: Metrics,
+    gate: AdminGate,
 ) -> APIRouter:
     routes = APIRouter(tags=["health"])
 
@@ -41,7 +46,7 @@ def router(
             return JSONResponse({"status": "degraded", "checked": checked, "problems": weak})
         return JSONResponse({"status": "ready", "checked": checked})
 
-    @routes.get("/metrics", summary="Prometheus metrics")
+    @routes.get("/metrics", summary="Prometheus metrics", dependencies=[Depends(gate.metrics)])
     def read_metrics() -> Response:
         return Response(metrics.render(), media_type=CONTENT_TYPE)
 

@@ -1,11 +1,10 @@
 """GET /dashboard: one page that shows what is happening, fed by /dashboard/data, /dashboard/history
 and the same /admin that programs use.
 
-The page is static files, served as they are under a policy that allows nothing else: no script and
-no style but its own files, no request but to this server, no framing. The files hold no numbers,
-so anybody may load them; every number is behind the gate of /admin. Where that asks for a key, the
-page asks its reader, keeps the key for as long as the tab lives (sessionStorage) and sends it as
-`Authorization: Bearer`. A cookie was rejected: it would be sent by other pages' requests, too.
+The page is static files (gateway/static.py), which anybody may load; every number is behind the
+gate of /admin. Where that asks for a key, the page asks its reader, keeps the key for as long as
+the tab lives (sessionStorage) and sends it as `Authorization: Bearer`. A cookie was rejected: it
+would be sent by other pages' requests, too.
 
 Prompts and answers are not in the data at all.
 """
@@ -28,24 +27,9 @@ from gateway.drain import Drain
 from gateway.observe.book import BookFault
 from gateway.observe.keeper import Keeper
 from gateway.observe.metrics import EngineStates
+from gateway.static import SAFE, Files
 
-FILES = Path(__file__).resolve().parent / "static"
-KINDS = {
-    ".html": "text/html; charset=utf-8",
-    ".js": "text/javascript; charset=utf-8",
-    ".css": "text/css; charset=utf-8",
-    ".svg": "image/svg+xml",
-    ".LICENSE": "text/plain; charset=utf-8",
-}
-SAFE = {
-    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
-    "connect-src 'self'; img-src 'self'; base-uri 'none'; form-action 'none'; "
-    "frame-ancestors 'none'",
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-    "cross-origin-opener-policy": "same-origin",
-    "cache-control": "no-store",
-}
+FOLDER = Path(__file__).resolve().parent / "static"
 Span = Literal["15m", "1h", "24h", "7d", "90d"]
 
 
@@ -60,7 +44,7 @@ def router(
 ) -> APIRouter:
     routes = APIRouter(tags=["dashboard"], include_in_schema=False)
     admin = Depends(gate)
-    files = _files()
+    files = Files(FOLDER)
 
     @routes.get("/dashboard/data")
     async def read_data(_: str = admin) -> Response:
@@ -80,23 +64,10 @@ def router(
 
     @routes.get("/dashboard")
     def read_page() -> Response:
-        return _served(files["index.html"], "index.html")
+        return files.serve("index.html")
 
     @routes.get("/dashboard/{name:path}")
     def read_file(name: str) -> Response:
-        return _served(files[name], name) if name in files else Response(status_code=404)
+        return files.serve(name)
 
     return routes
-
-
-def _files() -> dict[str, bytes]:
-    """By path below static/: read once, so that no request names a path of the disk."""
-    return {
-        path.relative_to(FILES).as_posix(): path.read_bytes()
-        for path in sorted(FILES.rglob("*"))
-        if path.suffix in KINDS
-    }
-
-
-def _served(body: bytes, name: str) -> Response:
-    return Response(body, media_type=KINDS[Path(name).suffix], headers=SAFE)

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from cache.store.sqlite_open import make_private
 from gateway.observe.batch import COLUMNS, FINE_S, GRAINS_S, Batch, plus
 from gateway.observe.book import BookFault, Counted, Line, Query
 from gateway.observe.journal import Position
@@ -67,7 +68,7 @@ class SqliteBook:
     def open(self) -> None:
         with self._told():
             if self._path is not None:
-                self._path.parent.mkdir(parents=True, exist_ok=True)
+                make_private(self._path)
             name = ":memory:" if self._path is None else str(self._path)
             self._opened = sqlite3.connect(
                 name, timeout=BUSY_S, isolation_level=None, check_same_thread=False

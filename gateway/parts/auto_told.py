@@ -18,6 +18,11 @@ Line = tuple[str, str, str, str]
 def auto_lines(settings: Settings, tenant: str) -> list[Line]:
     """The policy in force, and each file that was found and does not fit."""
     own = tuple(one for one in settings.tenants if one.name == tenant)
+    team = (settings.cascade.small, settings.cascade.large)
+    allowed = [name for name in team if not own[0].models or name in own[0].models]
+    if len(allowed) < len(team):
+        asked = allowed[0] if allowed else "none of the cascade's"
+        return [("auto", f"always {asked}", f"tenants.{tenant}.models", "may ask no other of them")]
     try:
         around = Surroundings(team_weights_of(settings), lambda: embedder_of(settings))
         found = Policies(replace(settings, tenants=own), around).by_tenant[tenant]

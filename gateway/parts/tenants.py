@@ -98,10 +98,10 @@ def build_tenancy(live: Live, log: Log) -> Tenancy:
     roster, keys = Roster(settings.tenants), Keys(settings.tenants)
     stores = build_limit_stores(settings.limits, log)
     limits = Limits(settings.tenants, shared=stores.shared)
-    admins = AdminKeys(settings.admin.keys)
+    admins = AdminKeys(settings.admin)
     for taker in (roster.replace, keys.replace, limits.replace):
         live.on_tenants(taker)
-    live.on_admin_keys(admins.replace)
+    live.on_admin(admins.replace)
     gate = AdminGate(admins, settings.server.host, log)
     store = build_key_store(settings.keys)
     sync = KeySync(store, keys, log)

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from cache.store.sqlite_open import make_private
 from gateway.tenants.key import Key
 
 BUSY_S = 5.0
@@ -80,7 +81,7 @@ class SqliteKeyStore:
         self._lock = threading.Lock()
         try:
             if isinstance(path, Path):
-                path.parent.mkdir(parents=True, exist_ok=True)
+                make_private(path)
             self._db = sqlite3.connect(
                 path, timeout=BUSY_S, check_same_thread=False, isolation_level=None
             )

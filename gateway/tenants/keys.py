@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable
 
 from engine.contract import Overloaded
 from gateway.errors import Headers, Unauthenticated
-from gateway.settings import Tenant
+from gateway.settings import Admin, Tenant
 from gateway.tenants.key import PREFIX, Key
 
 _BEARER = b"bearer "
@@ -74,6 +74,9 @@ class Keys:
             raise Unauthenticated("Send the key as `Authorization: Bearer KEY`.",
                                   code="invalid_api_key")  # fmt: skip
         given = authorization[7:].strip()
+        if not given:
+            raise Unauthenticated("The key is empty: send `Authorization: Bearer KEY`.",
+                                  code="missing_api_key")  # fmt: skip
         parts = given.split(b"-", 2)
         if len(parts) == 3 and parts[0] == _PREFIX:
             stored = self._stored.get(parts[1])
@@ -119,14 +122,15 @@ def _unknown() -> Unauthenticated:
 
 class AdminKeys:
     """Who may see the dashboard and use /admin: those with an admin key, and where none is
-    configured callers on this machine (api/admin_gate.py)."""
+    configured callers on this machine (api/admin_gate.py). /metrics has keys of its own, too."""
 
-    def __init__(self, hashes: Iterable[str] = ()) -> None:
-        self._digests: frozenset[bytes] = frozenset()
-        self.replace(hashes)
+    def __init__(self, admin: Admin) -> None:
+        self.replace(admin)
 
-    def replace(self, hashes: Iterable[str]) -> None:
-        self._digests = frozenset(bytes.fromhex(one) for one in hashes)
+    def replace(self, admin: Admin) -> None:
+        self._digests = frozenset(bytes.fromhex(one) for one in admin.keys)
+        self._metrics = frozenset(bytes.fromhex(one) for one in admin.metrics_keys)
+        self._open_metrics = admin.open_metrics
 
     @property
     def any(self) -> bool:
@@ -134,8 +138,18 @@ class AdminKeys:
 
     def who(self, headers: Headers) -> str | None:
         """The first digits of the hash of the admin key that was sent; None without a good one."""
-        authorization = next((value for name, value in headers if name == b"authorization"), b"")
-        if authorization[:7].lower() != _BEARER:
-            return None
-        digest = hashlib.sha256(authorization[7:].strip()).digest()
-        return digest.hex()[:8] if digest in self._digests else None
+        digest = _digest_of(headers)
+        return digest.hex()[:8] if digest is not None and digest in self._digests else None
+
+    def may_read_metrics(self, headers: Headers) -> bool:
+        """Whoever may be an admin may, too."""
+        return self._open_metrics or _digest_of(headers) in self._metrics
+
+
+def _digest_of(headers: Headers) -> bytes | None:
+    """Of the bearer key that was sent, if one was."""
+    authorization = next((value for name, value in headers if name == b"authorization"), b"")
+    given = authorization[7:].strip()
+    if authorization[:7].lower() != _BEARER or not given:
+        return None
+    return hashlib.sha256(given).digest()

@@ -29,6 +29,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from cache.store.sqlite_open import make_private
+
 BUSY_S = 1.0
 KEPT_S = 40 * 86_400.0
 """How long an account is kept after its period has ended."""
@@ -109,7 +111,7 @@ class SqliteLeaseStore:
         self._lock = threading.Lock()
         try:
             if isinstance(path, Path):
-                path.parent.mkdir(parents=True, exist_ok=True)
+                make_private(path)
             self._db = sqlite3.connect(
                 path, timeout=BUSY_S, check_same_thread=False, isolation_level=None
             )

@@ -36,6 +36,7 @@ def impossibilities(settings: Settings) -> Iterator[Finding]:
     yield from semantic(settings)
     yield from _traces(settings)
     yield from hashes(("admin", "keys"), settings.admin.keys)
+    yield from hashes(("admin", "metrics_keys"), settings.admin.metrics_keys)
     yield from tenants(settings)
 
 

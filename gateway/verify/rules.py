@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import re
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 MOST_ERROR = 0.5
 """A semantic cache that may be wrong more often than this needs no promise."""
 _HASH = re.compile(r"[0-9a-f]{64}")
+_OF_NOTHING = hashlib.sha256(b"").hexdigest()
 
 
 def installed(*modules: str) -> bool:
@@ -52,6 +54,8 @@ def hashes(key: Key, keys: tuple[str, ...]) -> Iterator[Finding]:
             "must be SHA-256 hashes in lower-case hex, never keys themselves; "
             'make one with: printf %s "$KEY" | sha256sum',
         )
+    if _OF_NOTHING in keys:
+        yield key, "holds the hash of nothing at all: the key was empty when it was hashed"
 
 
 def shares(key: Key, table: Cascade | Tenant) -> Iterator[Finding]:

@@ -71,6 +71,13 @@ def test_every_answer_whose_end_was_delivered_is_in_the_account_after_kill_9(own
     assert totals["completion_tokens"] >= sum(delivered)
 
 
+def test_what_is_kept_on_disk_is_for_its_owner_alone(own: Program) -> None:
+    own.post(chat("Who may read this?"))
+    kept = [path for path in (own.home / ".sluice").rglob("*") if path.is_file()]
+    assert {"exact.db", "ledger.db", "keys.db"} <= {path.name for path in kept}
+    assert [path.name for path in kept if path.stat().st_mode & 0o077] == []
+
+
 def test_usage_is_told_by_who_and_when_and_as_csv(own: Program) -> None:
     for _ in range(2):
         assert own.post(chat("What is a sluice?")).status == 200
@@ -101,6 +108,8 @@ def test_usage_is_told_by_who_and_when_and_as_csv(own: Program) -> None:
         ("start=yesterday", "ISO 8601"),
         ("start=2026-01-02&end=2026-01-01", "before"),
         ("by=colour", "tenant, model, origin, status"),
+        ("end=9999-12-31T23:59:59Z", "from 1970 to 2999"),
+        ("tenants=acme", "tenants"),
     ],
 )
 def test_a_question_that_makes_no_sense_is_a_400_with_the_remedy(

@@ -236,3 +236,17 @@ def test_a_gateway_without_traffic_says_what_is_missing(chromium: Browser) -> No
                 assert wrong == []
         finally:
             server.terminate()
+
+
+def test_the_api_is_documented_without_a_server_elsewhere(
+    chromium: Browser, gateway: Program
+) -> None:
+    with opened(chromium, gateway.base_url) as (page, wrong):
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        headers = page.goto(f"{gateway.base_url}/docs").headers  # type: ignore[union-attr]
+        expect(page.get_by_text("/admin/usage").first).to_be_visible(timeout=PATIENCE_MS)
+        page.get_by_text("/v1/chat/completions").first.click()
+        assert "script-src 'self'" in headers["content-security-policy"]
+        assert [url for url in asked if not url.startswith((gateway.base_url, "data:"))] == []
+        assert [text for text in wrong if not EXPECTED.search(text)] == []

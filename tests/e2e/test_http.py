@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import json
 import re
 import socket
@@ -491,3 +492,41 @@ async def test_health_may_be_asked_for_its_head() -> None:
     async with serving() as running:
         for path in ("/healthz", "/readyz"):
             assert (await running.client.head(path)).status_code == 200
+
+
+def sha(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("admin", "key", "status"),
+    [
+        (Admin(), None, 200),
+        (Admin(keys=(sha("adm"),)), None, 401),
+        (Admin(keys=(sha("adm"),)), "tenant's", 401),
+        (Admin(keys=(sha("adm"),)), "adm", 200),
+        (Admin(keys=(sha("adm"),), metrics_keys=(sha("read"),)), "read", 200),
+        (Admin(keys=(sha("adm"),), open_metrics=True), None, 200),
+    ],
+)
+async def test_metrics_which_name_every_tenant_are_not_for_tenants(
+    admin: Admin, key: str | None, status: int
+) -> None:
+    tenant = Tenant(name="acme", keys=(sha("tenant's"),))
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    async with serving(settings_for_tests(admin=admin, tenants=(tenant,))) as running:
+        reply = await running.client.get("/metrics", headers=headers)
+        admins = await running.client.get("/admin/tenants", headers=headers)
+    assert reply.status_code == status
+    if status == 401:
+        assert "metrics_keys" in reply.json()["error"]["message"]
+    assert admins.status_code == (200 if key == "adm" or not admin.keys else 401)
+
+
+async def test_ids_of_requests_do_not_count() -> None:
+    async with serving() as running:
+        replies = [await running.client.post(CHAT, json=ASKED) for _ in range(4)]
+    ids = [int(reply.headers["x-request-id"], 16) for reply in replies]
+    steps = {later - earlier for earlier, later in itertools.pairwise(ids)}
+    assert len(steps) == 3
+    assert min(map(abs, steps)) > 1 << 32

@@ -40,13 +40,17 @@ def test_nothing_is_published_beyond_this_machine() -> None:
     assert all(port.startswith("127.0.0.1:") for port in ports)
 
 
-def test_the_mounted_settings_are_valid_and_take_the_key_that_compose_names() -> None:
+def test_the_mounted_settings_are_valid_and_take_the_keys_that_compose_names() -> None:
     settings = load(ROOT / "deploy/sluice.toml").settings
-    named = re.search(r"key: (sk-\S+)", (ROOT / "compose.yaml").read_text())
-    assert named is not None
-    digest = hashlib.sha256(named[1].encode()).hexdigest()
-    assert settings.tenants[0].keys == (digest,)
-    assert settings.admin.keys == (digest,)
+    named = re.findall(r"key: +(sk-[\w-]+)", (ROOT / "compose.yaml").read_text())
+    prometheus = yaml.safe_load((ROOT / "deploy/prometheus.yml").read_text())
+    (job,) = prometheus["scrape_configs"]
+    keys = [*named, job["authorization"]["credentials"]]
+    assert len(set(keys)) == 3
+    tenant, admin, metrics = (hashlib.sha256(key.encode()).hexdigest() for key in keys)
+    assert settings.tenants[0].keys == (tenant,)
+    assert settings.admin.keys == (admin,)
+    assert settings.admin.metrics_keys == (metrics,)
     assert settings.exact.store.startswith("redis://redis:")
 
 

@@ -95,6 +95,17 @@ def test_doctor_hides_a_password(capsys: pytest.CaptureFixture[str], tmp_path: P
     assert "redis://…@cache" in said
 
 
+def test_doctor_makes_no_promise_to_who_may_ask_one_model_only(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    config = tmp_path / "sluice.toml"
+    config.write_text('[[tenants]]\nname = "acme"\nmodels = ["small"]\n')
+    assert main(["doctor", "--config", str(config), "--tenant", "acme"]) == 0
+    [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("auto")]
+    assert "always small" in line
+    assert "points" not in line
+
+
 def test_doctor_shows_a_tenants_policy_and_where_each_value_came_from(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

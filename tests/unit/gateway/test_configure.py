@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from gateway.configure import BadSettings, Loaded, load
 
 SHA = "a" * 64
+NOTHING = hashlib.sha256(b"").hexdigest()
 
 
 def load_text(tmp_path: Path, text: str, **more: object) -> Loaded:
@@ -135,6 +137,9 @@ def test_a_missing_file_and_broken_toml_are_errors_with_a_remedy(tmp_path: Path)
         ),
         ("[cache.exact]\nscope_bytes = 0\n", "must be above 0"),
         ('[[tenants]]\nname = "a"\nkeys = ["sk-123"]\n', "must be SHA-256 hashes"),
+        (f'[[tenants]]\nname = "a"\nkeys = ["{NOTHING}"]\n', "the hash of nothing at all"),
+        (f'[admin]\nkeys = ["{NOTHING}"]\n', "the hash of nothing at all"),
+        ('[admin]\nmetrics_keys = ["sk-123"]\n', "must be SHA-256 hashes"),
         ('[[tenants]]\nname = "a/b"\n', "a name is 1 to 64"),
         ('[[tenants]]\nname = "a"\ncache_scope = "team"\n', "must be tenant, user, public"),
         ('[[tenants]]\nname = "a"\nmodels = ["gpt"]\n', "no model is named 'gpt'"),

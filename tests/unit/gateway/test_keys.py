@@ -7,7 +7,7 @@ import pytest
 
 from engine.contract import Overloaded
 from gateway.errors import Unauthenticated
-from gateway.settings import Tenant
+from gateway.settings import Admin, Tenant
 from gateway.tenants.key import Minted, mint
 from gateway.tenants.keys import AdminKeys, Keys
 
@@ -47,10 +47,19 @@ def test_a_typo_does_not_turn_a_customer_into_the_keyless_tenant() -> None:
 
 
 def test_an_admin_is_known_by_the_first_digits_of_the_hash_of_a_key() -> None:
-    admin = AdminKeys([sha("adm")])
+    admin = AdminKeys(Admin(keys=(sha("adm"),)))
     assert admin.who([(b"authorization", b"Bearer adm")]) == sha("adm")[:8]
     assert admin.who([(b"authorization", b"Bearer no")]) is None
     assert admin.who([]) is None
+
+
+def test_nothing_at_all_is_no_key_whatever_hashes_are_listed() -> None:
+    nothing = [(b"authorization", b"Bearer  ")]
+    admin = AdminKeys(Admin(keys=(sha(""),), metrics_keys=(sha(""),)))
+    assert admin.who(nothing) is None
+    assert not admin.may_read_metrics(nothing)
+    with pytest.raises(Unauthenticated, match="empty"):
+        Keys([Tenant(name="careless", keys=(sha(""),))]).tenant(b"Bearer ")
 
 
 STORED = Tenant(name="acme", stored_keys=True)

@@ -109,6 +109,37 @@ async def test_tenants_that_would_be_unsafe_with_what_runs_are_refused(tmp_path:
     assert "a restart may take it on" in (one.live.problem or "")
 
 
+ADMIN = f'[admin]\nkeys = ["{HASH}"]\n'
+
+
+@pytest.mark.parametrize(
+    ("now", "then", "said"),
+    [
+        (ACME % 5, "", "'default' would need none"),
+        (ACME % 5, '[[tenants]]\nname = "acme"\n', "'acme' would need none"),
+        (ACME % 5 + OPEN, OPEN, "nobody would be asked"),
+        (ADMIN + ACME % 5, ACME % 5, "none is left"),
+    ],
+)
+async def test_a_reload_does_away_with_no_key_that_was_asked_for(
+    tmp_path: Path, now: str, then: str, said: str
+) -> None:
+    one = Setup(tmp_path, now)
+    one.file.write_text(then)
+    await one.reloader.read()
+    assert not one.told
+    assert said in (one.live.problem or "")
+
+
+async def test_a_tenant_without_a_key_may_stay_and_others_may_come_and_go(tmp_path: Path) -> None:
+    one = Setup(tmp_path, ACME % 5 + OPEN)
+    other = ACME.replace("acme", "other").replace(HASH, "1" * 64) % 5
+    one.file.write_text(other + OPEN)
+    await one.reloader.read()
+    [tenants] = one.told
+    assert [tenant.name for tenant in tenants] == ["other", "open"]
+
+
 @pytest.mark.parametrize("tenant", ['models = ["third"]', 'aliases = {a = "third"}'])
 async def test_a_tenant_may_not_name_a_model_that_is_not_loaded_yet(
     tmp_path: Path, tenant: str
