@@ -101,7 +101,9 @@ async def _bad_input(_: Request, error: Exception) -> Response:
     """What does not fit a route's shape, in OpenAI's shape; what was sent is not repeated."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    where = ".".join(str(step) for step in first["loc"] if step != "body") or "body"
+    steps = [step for step in first["loc"] if step != "body"]
+    named = steps and first["type"] != "json_invalid"  # of which the place is a count of characters
+    where = ".".join(map(str, steps)) if named else "body"
     return _response(BadCall(f"{where}: {first['msg']}.", param=where, code="invalid_value"))
 
 

@@ -69,12 +69,15 @@ def router(live: Live, book: KeyBook, sync: KeySync, gate: AdminGate) -> APIRout
         return made
 
     @routes.post("/tenants/{tenant}/keys", status_code=201, summary="Make a key")
-    async def create(tenant: str, asked: NewKey, reply: Response, who: str = admin) -> MintedOut:
+    async def create(
+        tenant: str, reply: Response, asked: NewKey | None = None, who: str = admin
+    ) -> MintedOut:
+        wanted = asked or NewKey()
         if all(one.name != tenant for one in live.settings.tenants):
             raise no_such_tenant(live, tenant)
         tenants = live.settings.tenants
         minted = await change(
-            lambda: book.create(tenants, tenant, name=asked.name, lives_s=asked.lives_s)
+            lambda: book.create(tenants, tenant, name=wanted.name, lives_s=wanted.lives_s)
         )
         gate.audit(who, "keys.create", tenant=tenant, key=minted.key.id)
         return _minted(minted, reply)

@@ -124,6 +124,18 @@ async def test_a_bad_request_is_refused_in_openais_shape(
         assert word in reply.json()["error"]["message"]
 
 
+async def test_a_key_needs_no_body_and_one_that_is_not_json_is_named_as_the_body() -> None:
+    async with serving(settings_for_tests(tenants=(ACME,))) as running:
+        assert (await running.client.post("/admin/tenants/acme/keys")).status_code == 201
+        reply = await running.client.post(
+            "/admin/tenants/acme/keys",
+            content=b"{name",
+            headers={"content-type": "application/json"},
+        )
+        assert reply.status_code == 400
+        assert reply.json()["error"]["param"] == "body"
+
+
 async def misses_its_keys(running: Running) -> bool:
     return "keys" in (await running.client.get("/readyz")).json().get("problems", {})
 
