@@ -37,6 +37,7 @@ from engine.contract import (
     UpstreamFailed,
     Usage,
 )
+from tests.support.speakers import PATIENCE_S
 from tests.support.upstream import (
     HELLO,
     USAGE,
@@ -379,7 +380,7 @@ async def test_silence_in_the_middle_has_its_own_limit(
         await asyncio.sleep(30)
 
     async with upstream(one_then_nothing) as server:
-        model = remote(server, transport, between_bytes_timeout_s=0.05)
+        model = remote(server, transport, between_bytes_timeout_s=0.5)
         with pytest.raises(UpstreamFailed, match="silent"):
             await ask(model)
 
@@ -402,7 +403,7 @@ async def test_a_hang_up_reaches_the_server(transport: httpx.AsyncBaseTransport)
         answer = remote(server, transport)(ASK, Trail("r1"))
         async with aclosing(answer):
             assert isinstance(await anext(answer), Start)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             await server.hung_up.wait()
 
 

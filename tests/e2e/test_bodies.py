@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from tests.support.program import CHAT, post_bytes, read_reply
+from tests.support.program import CHAT, PATIENCE_S, post_bytes, read_reply
 from tests.support.served import MAX_BODY_BYTES, chat
 
 HUNDRED_MB = 100 << 20
@@ -58,10 +58,10 @@ def test_a_body_that_drips_is_not_waited_for_without_end(server) -> None:
                 break
             assert early, "closed without a word"
             break
-        connection.settimeout(30)
+        connection.settimeout(PATIENCE_S)
         reply = read_reply(connection)
     assert reply.status == 408
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < PATIENCE_S
 
 
 def test_100_mb_that_are_announced_are_refused_before_they_are_sent(server) -> None:
@@ -127,7 +127,7 @@ NOT_HTTP = {
 def test_what_is_not_http_gets_a_400_or_a_closed_line(server, sent) -> None:
     with server.connect() as connection:
         connection.sendall(sent)
-        connection.settimeout(20)
+        connection.settimeout(PATIENCE_S)
         try:
             said = connection.recv(4096)
         except ConnectionResetError:
@@ -146,7 +146,7 @@ def test_a_length_and_chunks_together_are_not_read_in_two_ways(server) -> None:
     )
     with server.connect() as connection:
         connection.sendall(head.encode() + b"0\r\n\r\n" + smuggled)
-        connection.settimeout(20)
+        connection.settimeout(PATIENCE_S)
         said = b""
         try:
             while piece := connection.recv(4096):
@@ -161,7 +161,7 @@ def test_a_length_and_chunks_together_are_not_read_in_two_ways(server) -> None:
 def test_a_head_of_megabytes_is_refused(server, question, size) -> None:
     body = json.dumps(chat(question())).encode()
     with server.connect() as connection:
-        connection.settimeout(20)
+        connection.settimeout(PATIENCE_S)
         try:
             connection.sendall(post_bytes(body, headers=f"x-long: {'a' * size}\r\n"))
             said = connection.recv(4096)

@@ -284,7 +284,7 @@ def test_a_shared_prefix_is_not_computed_again(server, question) -> None:
 def test_identical_requests_at_the_same_time_are_computed_once(
     server, models, question, stream
 ) -> None:
-    asked = models.long(question(), 150, stream=stream)
+    asked = models.long(question(), 300, stream=stream)
     if stream:
         asked["stream_options"] = {"include_usage": True}
     with ThreadPoolExecutor(16) as pool:
@@ -306,7 +306,7 @@ def test_identical_requests_at_the_same_time_are_computed_once(
 
 
 def test_a_stream_and_a_whole_answer_join_each_other(server, models, question) -> None:
-    asked = models.long(question(), 200)
+    asked = models.long(question(), 500)
     with ThreadPoolExecutor(2) as pool:
         whole = pool.submit(server.post, asked)
         wait_until(server.running, "the first is being computed")

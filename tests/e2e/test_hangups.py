@@ -50,10 +50,10 @@ def test_who_leaves_the_queue_is_never_computed(server, models, question, stream
     connections = [one.__enter__() for one in crowd]
     try:
         for connection in connections:
-            send(connection, models.long(question(), 600, stream=True))
+            send(connection, models.long(question(), 1500, stream=True))
         wait_until(lambda: server.running() == MAX_RUNNING, "all places are taken")
         with server.connect() as late:
-            send(late, models.long(question(), 600, stream=stream))
+            send(late, models.long(question(), 1500, stream=stream))
             wait_until(lambda: server.running() == MAX_RUNNING + 1, "one waits")
         wait_until(lambda: server.state()["inflight"] == MAX_RUNNING, "it has left")
         wait_until(lambda: server.running() == MAX_RUNNING, "it is forgotten")
@@ -72,7 +72,7 @@ def test_n_choices_all_end_when_their_caller_leaves(server, models, question, st
 
 def test_who_joined_goes_on_when_the_first_caller_leaves(server, models, question) -> None:
     """They share one generation; it ends with its last listener and not with its first."""
-    asked = models.long(question(), 300, stream=True)
+    asked = models.long(question(), 500, stream=True)
     with server.connect() as second:
         with server.connect() as first:
             send(first, asked)
@@ -86,7 +86,7 @@ def test_who_joined_goes_on_when_the_first_caller_leaves(server, models, questio
 
 
 def test_who_joined_and_leaves_does_not_end_it_for_the_others(server, models, question) -> None:
-    asked = models.long(question(), 300, stream=True)
+    asked = models.long(question(), 500, stream=True)
     with server.connect() as first:
         send(first, asked)
         wait_until(server.running, "the first is being computed")

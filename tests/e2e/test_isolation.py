@@ -82,7 +82,7 @@ def test_strangers_who_ask_at_the_same_time_do_not_share_a_computation(
 ) -> None:
     """The scheduler lets a prompt wait for the same beginning that is being computed; never
     another scope's."""
-    asked = models.long(long_prompt(question()), 60)
+    asked = models.long(long_prompt(question()), 300)
     before = engine_tokens(server, "reused")
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(server.post, asked, authorization=f"Bearer {ALICE}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,8 @@ from typing import Any
 import httpx
 
 from tests.support.checkpoints import make_checkpoint
+from tests.support.program import PATIENCE_S
+from tests.support.redis_server import free_port
 
 CHILD = """
 import sys
@@ -37,22 +38,18 @@ if __name__ == "__main__":
 """
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as one:
-        return int(one.getsockname()[1])
-
-
 def ask(port: int, text: str) -> dict[str, Any]:
     """The reply, once there is a server."""
-    for _ in range(300):
+    end = time.monotonic() + PATIENCE_S
+    while time.monotonic() < end:
         try:
             body = {"model": "small", "messages": [{"role": "user", "content": text}]}
             reply = httpx.post(
                 f"http://127.0.0.1:{port}/v1/chat/completions",
                 json=body | {"max_tokens": 4},
-                timeout=30,
+                timeout=PATIENCE_S,
             )
-        except httpx.TransportError:
+        except (httpx.NetworkError, httpx.RemoteProtocolError):
             time.sleep(0.2)
             continue
         if reply.status_code != 503:  # it drains
@@ -94,5 +91,5 @@ def test_requests_of_the_broken_step_get_500_and_a_new_process_answers_the_next(
             assert process.poll() is None
         finally:
             process.terminate()
-            process.wait(timeout=30)
+            process.wait(timeout=PATIENCE_S)
     assert "the card does not compute any more" in log.read_text()

@@ -25,8 +25,8 @@ TARGETS = [
     for panel in BOARD["panels"]
     for target in panel.get("targets", [])
 ]
-GRAFANA = {"$__rate_interval": "1m", "$__range": "5m", "$tenant": ".*"}
-"""What Grafana puts for its variables."""
+GRAFANA = {"$__rate_interval": "1h", "$__range": "1h", "$tenant": ".*"}
+"""What Grafana puts for its variables; spans that hold the traffic however long the tests take."""
 
 pytestmark = pytest.mark.slow
 
@@ -53,7 +53,7 @@ def _traffic(program: Program, first: int) -> None:
 def _config(target: str) -> str:
     """The one that compose.yaml mounts, pointed at the gateway here and in more of a hurry."""
     config = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())
-    config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+    config["global"] = {"scrape_interval": "2s", "evaluation_interval": "1s"}
     config["rule_files"] = [str(DEPLOY / "alerts.yml")]
     (job,) = config["scrape_configs"]
     job["static_configs"] = [{"targets": [target]}]
@@ -64,7 +64,7 @@ def _config(target: str) -> str:
 def prometheus(gateway: Program, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
     home = tmp_path_factory.mktemp("prometheus")
     with running_prometheus(home, _config(f"127.0.0.1:{gateway.port}")) as server:
-        wait_until(lambda: server.query("rate(sluice_requests_total[1m])"), "two scrapes")
+        wait_until(lambda: server.query("rate(sluice_requests_total[1h])"), "two scrapes")
         _traffic(gateway, 10)  # between scrapes, so that rates are not 0
         before = _answered(server)
         wait_until(lambda: _answered(server) > before, "a scrape after the traffic")
@@ -103,11 +103,10 @@ def test_the_tenants_of_the_variable_are_those_that_asked(prometheus: Prometheus
 def test_every_alert_is_evaluated_without_an_error(prometheus: Prometheus) -> None:
     def settled() -> list[dict[str, Any]]:
         rules = prometheus.alerts()
-        return rules if all(rule["health"] != "unknown" for rule in rules) else []
+        quiet = {(rule["health"], rule["state"]) for rule in rules} == {("ok", "inactive")}
+        return rules if quiet else []
 
-    rules = wait_until(settled, "the rules are evaluated")
-    assert {rule["health"] for rule in rules} == {"ok"}
-    assert {rule["state"] for rule in rules} == {"inactive"}
+    assert wait_until(settled, "every rule is evaluated, and none of them has anything to tell")
 
 
 def test_prometheus_takes_its_configuration_and_rules() -> None:

@@ -18,11 +18,15 @@ from gateway.settings import ExactCache
 from tests.support.redis_faults import FAULTS, Fault, Load, under_load
 from tests.support.redis_server import running_redis
 from tests.support.serving import Running
+from tests.support.speakers import PATIENCE_S
 from tests.support.twins import ask, gateways
 
 pytestmark = pytest.mark.slow
 
 QUESTIONS = 60
+HURRIED_S = 0.25
+"""Patience with Redis: little, since a stopped one is waited for, and ten times what a busy machine
+takes to answer."""
 
 
 def question(rng: random.Random, answered: int) -> str:
@@ -39,7 +43,8 @@ async def test_no_request_fails_and_caching_resumes(
     fault: Fault, version: int, tmp_path: Path
 ) -> None:
     with running_redis(version, tmp_path) as server:
-        async with gateways(server.url, pause_s=0.0005, exact=ExactCache(store=server.url)) as pair:
+        exact = ExactCache(store=server.url, patience_s=HURRIED_S)
+        async with gateways(server.url, pause_s=0.0005, exact=exact) as pair:
             load = Load(pair, question, fits)
             await under_load(load, fault, server)
             assert load.wrong == []
@@ -49,7 +54,7 @@ async def test_no_request_fails_and_caching_resumes(
 
 async def eventually_shared(pair: list[Running]) -> None:
     """What one gateway computes is a hit on the other: each try asks something new."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         for number in itertools.count():
             await ask(pair[0], f"is it back, time {number}?")
             await asyncio.sleep(0.1)

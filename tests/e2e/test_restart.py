@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from tests.support.program import Program, post_bytes, read_reply, running, wait_until
+from tests.support.program import PATIENCE_S, Program, post_bytes, read_reply, running, wait_until
 from tests.support.served import chat
 
 SERVED = 60
@@ -23,7 +23,9 @@ SERVED = 60
 @pytest.fixture(scope="module")
 def own(models, tmp_path_factory):
     """A server to kill."""
-    with running(tmp_path_factory.mktemp("own"), models.settings) as one:
+    patient = models.settings.replace("shutdown_grace_s = 20.0", "shutdown_grace_s = 170.0")
+    patient += "\n[cache.exact]\npatience_s = 5.0\n"
+    with running(tmp_path_factory.mktemp("own"), patient) as one:
         yield one
 
 
@@ -69,7 +71,7 @@ def test_sigterm_lets_a_stream_end_and_takes_nothing_new(own, models, question) 
     if not own.alive:
         own.start()
     with own.connect() as streaming, own.connect() as late:
-        asked = models.long(question(), 500, stream=True)
+        asked = models.long(question(), 900, stream=True)
         streaming.sendall(post_bytes(json.dumps(asked).encode()))
         wait_until(own.running, "the answer is being computed")
         late.sendall(b"GET /readyz HTTP/1.1\r\nhost: a\r\n\r\n")
@@ -106,6 +108,6 @@ def test_a_stream_that_outlasts_the_grace_is_told_and_the_server_ends(
         own.signal(signal.SIGTERM)
         reply = read_reply(streaming)
         assert own.wait() == 0
-        assert time.monotonic() - started < 30
+        assert time.monotonic() - started < PATIENCE_S
     assert reply.events[-1]["error"]["code"] == "shutting_down"
     assert "Traceback" not in own.logged()

@@ -46,7 +46,7 @@ async def test_the_same_question_in_other_words_gets_the_same_answer() -> None:
     status = hit.headers["cache-status"]
     assert status.startswith("semantic; hit; ttl=86")
     assert status.endswith("exact; fwd=miss")
-    assert hit.headers["age"] == "0"
+    assert 0 <= int(hit.headers["age"]) < 60
     assert hit.headers["sluice-model"] == "small"
     assert {"embed", "semantic", "exact"} <= {
         stage.split(";")[0].strip() for stage in hit.headers["server-timing"].split(",")

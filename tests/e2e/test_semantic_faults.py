@@ -21,6 +21,7 @@ from tests.support.encoders import BagEncoder
 from tests.support.redis_faults import FAULTS, Fault, Load, under_load
 from tests.support.redis_server import running_redis
 from tests.support.serving import Running
+from tests.support.speakers import PATIENCE_S
 from tests.support.twins import ask, gateways, ready
 
 pytestmark = pytest.mark.slow
@@ -74,7 +75,7 @@ async def test_no_request_fails_and_hits_by_meaning_resume(
 
 async def eventually_shared(pair: list[Running]) -> None:
     """What one gateway answers is a near hit on the other: each try asks something new."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         for number in itertools.count():
             about = subject(number, 777)
             await ask(pair[0], asked(about, WAYS[0]))

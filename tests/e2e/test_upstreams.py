@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import urllib.error
@@ -14,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.program import Program, quiet_environment, running, wait_until
+from tests.support.program import PATIENCE_S, Program, quiet_environment, running, wait_until
+from tests.support.redis_server import free_port
 from tests.support.served import ALICE, Models, chat
 
 FRONT = """
@@ -115,8 +115,7 @@ def test_a_hang_up_reaches_the_engine_of_the_other(
 def test_the_other_gone_is_an_upstream_failure_and_a_fallback_answers(
     program: Program, tmp_path: Path, question
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as nobody:
-        closed = nobody.getsockname()[1]
+    closed = free_port()
     elsewhere = f"""
 [models.gone]
 kind = "openai"
@@ -155,7 +154,7 @@ def test_a_key_is_read_from_the_environment_and_opens_the_other(
 
 def answers(url: str) -> bool:
     try:
-        with urllib.request.urlopen(f"{url}/health", timeout=2) as reply:
+        with urllib.request.urlopen(f"{url}/health", timeout=30) as reply:
             return bool(reply.status == 200)
     except (urllib.error.URLError, OSError):
         return False
@@ -166,8 +165,7 @@ def foreign(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     """`transformers serve` with the small model: its base URL."""
     pytest.importorskip("accelerate", reason="transformers serve needs it")
     home = tmp_path_factory.mktemp("foreign")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     program = Path(sys.executable).parent / "transformers"
     command = [str(program), "serve", str(models.small), "--host", "127.0.0.1", "--port", str(port)]
     environ = {**quiet_environment(), "HF_HUB_OFFLINE": "1", "HF_HOME": str(home)}
@@ -178,12 +176,12 @@ def foreign(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         )  # fmt: skip
     try:
         url = f"http://127.0.0.1:{port}"
-        wait_until(lambda: answers(url) or process.poll() is not None, "transformers serves", 180.0)
+        wait_until(lambda: answers(url) or process.poll() is not None, "transformers serves", 600.0)
         assert process.poll() is None, (home / "log").read_text("utf-8", "replace")[-2000:]
         yield url
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(PATIENCE_S)
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ MISSING = (
     "no Chromium that starts: tests/support/get_chromium.sh unpacks Debian's, "
     "`playwright install chromium` gets its own"
 )
+START_MS = 120_000.0
 _FLAGS = ["--disable-gpu", "--disable-dev-shm-usage"]
 
 
@@ -51,6 +52,8 @@ def _start(playwright: Playwright, place: Path | str | None) -> Browser | None:
     # Chromium's own sandbox refuses to run as root, as tests in a container do.
     flags = [*_FLAGS, "--no-sandbox"] if os.geteuid() == 0 else _FLAGS
     try:
-        return playwright.chromium.launch(executable_path=place, args=flags, env=environment)
+        return playwright.chromium.launch(
+            executable_path=place, args=flags, env=environment, timeout=START_MS
+        )
     except Error:
         return None

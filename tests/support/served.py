@@ -32,8 +32,8 @@ MAX_RUNNING = 8
 _SETTINGS = """
 [server]
 port = 0
-body_timeout_s = 3.0
-head_timeout_s = 4.0
+body_timeout_s = 8.0
+head_timeout_s = 20.0
 max_body_bytes = {max_body_bytes}
 shutdown_grace_s = 20.0
 

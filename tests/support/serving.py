@@ -132,13 +132,17 @@ def request_bytes(body: bytes, *, headers: str = "", length: int | None = None) 
 
 
 async def _serve_slowly(port: int) -> None:
-    """For tests of signals: a model that takes 50 ms for each of ten words."""
-    slow = FakeModel(lambda _: [f"word{i} " for i in range(10)], pause_s=0.05)
+    """For tests of signals: a model of ten words, which begins, and says them once a line or the
+    end of stdin has come."""
+    gate = asyncio.Event()
+    slow = FakeModel(lambda _: [f"word{i} " for i in range(10)], gate=gate)
     base = settings_for_tests()
-    settings = replace(base, server=replace(base.server, port=port, shutdown_grace_s=5.0))
+    settings = replace(base, server=replace(base.server, port=port, shutdown_grace_s=PATIENCE_S))
     async with serving(settings, {"small": slow, "large": slow}) as running:
         sys.stdout.write(f"{running.port}\n")
         sys.stdout.flush()
+        await asyncio.to_thread(sys.stdin.readline)
+        gate.set()
         await running.stopped
 
 

@@ -32,6 +32,9 @@ from engine.sequence import Chunk, RunnerLost, Sequence
 from radix import check
 from tests.support.engines import KvRunner, ask, chat, fake_lane
 
+PATIENCE_S = 60.0
+"""It ends a wait that would never end, and no more."""
+
 
 @contextlib.asynccontextmanager
 async def serving(*lanes: Lane, **options: object) -> AsyncIterator[Engine]:
@@ -49,7 +52,7 @@ async def serving(*lanes: Lane, **options: object) -> AsyncIterator[Engine]:
         assert not lane.tree.leases
 
 
-async def until(holds: Callable[[], bool], limit_s: float = 10.0) -> None:
+async def until(holds: Callable[[], bool], limit_s: float = PATIENCE_S) -> None:
     """Wait for another thread."""
     ends = time.monotonic() + limit_s
     while not holds():
@@ -71,7 +74,7 @@ class Gate:
         self.steps = threading.Semaphore(steps)
 
     def __call__(self, chunks: list[Chunk]) -> None:
-        assert self.steps.acquire(timeout=10), "nobody opened the gate"
+        assert self.steps.acquire(timeout=PATIENCE_S), "nobody opened the gate"
 
     def open(self, steps: int = 100_000) -> None:
         self.steps.release(steps)
@@ -169,11 +172,15 @@ async def test_logprobs_come_one_for_each_token() -> None:
 
 
 async def test_many_at_once_are_batched_and_answered_as_if_alone() -> None:
-    lane = fake_lane(num_pages=256)
+    gate = Gate()
+    lane = fake_lane(num_pages=256, runner=KvRunner(256, 4, gate))
     async with serving(lane) as engine:
         answerer = engine.answerer("small")
         calls = [chat(f"Question {at}", max_tokens=12) for at in range(12)]
-        together = await asyncio.gather(*(ask(answerer, call) for call in calls))
+        asking = asyncio.gather(*(ask(answerer, call) for call in calls))
+        await until(lambda: engine._loop.num_live == 12)
+        gate.open()
+        together = await asking
         steps = lane.runner.steps  # type: ignore[attr-defined]
     assert steps < 12 * 12 / 2
     async with serving(fake_lane()) as engine:
@@ -206,10 +213,14 @@ async def test_a_step_wakes_the_event_loop_once_for_all_requests(
     wakes: list[int] = []
     deliver = mailbox._deliver
     monkeypatch.setattr(mailbox, "_deliver", lambda b: (wakes.append(len(b)), deliver(b)))
-    lane = fake_lane(num_pages=256)
+    gate = Gate()
+    lane = fake_lane(num_pages=256, runner=KvRunner(256, 4, gate))
     async with serving(lane) as engine:
         answerer = engine.answerer("small")
-        await asyncio.gather(*(ask(answerer, chat(f"{i}", max_tokens=20)) for i in range(8)))
+        asking = asyncio.gather(*(ask(answerer, chat(f"{i}", max_tokens=20)) for i in range(8)))
+        await until(lambda: engine._loop.num_live == 8)
+        gate.open()
+        await asking
     assert len(wakes) <= lane.runner.steps  # type: ignore[attr-defined]
     assert max(wakes) >= 8
 
@@ -274,18 +285,20 @@ async def test_a_deadline_in_the_queue_is_an_error_before_start() -> None:
 
 
 async def test_a_deadline_in_mid_answer_ends_the_stream_with_an_error() -> None:
-    lane = lane_with(lambda _: time.sleep(0.005))
-    async with serving(lane) as engine:
-        trail = Trail("r1", deadline=time.monotonic() + 0.25)
+    gate = Gate(steps=1)
+    async with serving(lane_with(gate)) as engine:
+        trail = Trail("r1", deadline=time.monotonic() + 1.0)
         answer = engine.answerer("small")(chat(max_tokens=200), trail)
         assert isinstance(await anext(answer), Start)
+        await asyncio.sleep(max(0.0, trail.remaining_s() or 0.0))
+        gate.open()
         with pytest.raises(DeadlineExceeded):
             assert not [event async for event in answer if isinstance(event, End)]
 
 
 async def test_a_reader_whose_event_loop_is_gone_is_dropped() -> None:
-    lane = lane_with(lambda _: time.sleep(0.002))
-    async with serving(lane) as engine:
+    gate = Gate(steps=2)
+    async with serving(lane_with(gate)) as engine:
 
         def read_one_and_vanish() -> None:
             loop = asyncio.new_event_loop()
@@ -296,6 +309,7 @@ async def test_a_reader_whose_event_loop_is_gone_is_dropped() -> None:
 
         answers: list[object] = []
         await asyncio.to_thread(read_one_and_vanish)
+        gate.open()
         await until(lambda: engine.stats()["small"].running == 0)
         assert engine.stats()["small"].generated_total < 240
         with pytest.raises(AttributeError):
@@ -355,7 +369,7 @@ async def test_a_full_queue_is_overload_with_a_time_to_come_back() -> None:
             asyncio.create_task(ask(engine.answerer("small"), chat(f"{at}", max_tokens=3)))
             for at in range(6)
         ]
-        await asyncio.sleep(0.05)
+        await until(lambda: engine._loop.num_live + sum(task.done() for task in tasks) == 6)
         gate.open()
         results = await asyncio.gather(*tasks, return_exceptions=True)
     refused = [result for result in results if isinstance(result, BaseException)]
@@ -398,6 +412,7 @@ async def test_a_broken_step_fails_its_requests_and_the_engine_goes_on() -> None
 
 
 async def test_a_step_that_fails_after_its_launch_takes_the_prefixes_along() -> None:
+    gate = Gate(steps=20)
     broken = threading.Event()
 
     def read() -> None:
@@ -405,13 +420,14 @@ async def test_a_step_that_fails_after_its_launch_takes_the_prefixes_along() -> 
             broken.clear()
             raise RuntimeError("an illegal address")
 
-    lane = fake_lane(runner=KvRunner(64, 4, depth=2, after=read))
+    lane = fake_lane(runner=KvRunner(64, 4, gate, depth=2, after=read))
     async with serving(lane, report=lambda *_: None) as engine:
         answerer = engine.answerer("small")
         said = await ask(answerer, chat(max_tokens=9), Trail("r1"))
         answer = answerer(chat(max_tokens=200), Trail("r2"))
         await anext(answer)
         broken.set()
+        gate.open()
         with pytest.raises(Failed, match=r"RuntimeError.*r2"):
             async for _ in answer:
                 pass
@@ -487,7 +503,7 @@ async def test_a_plan_that_breaks_while_nothing_runs_fails_who_is_next_in_line(
     reports: list[str] = []
     async with serving(lane, report=lambda message, _: reports.append(message)) as engine:
         answerer = engine.answerer("small")
-        cursed = asyncio.wait_for(ask(answerer, chat(n=2), Trail("r1", "cursed")), 5.0)
+        cursed = asyncio.wait_for(ask(answerer, chat(n=2), Trail("r1", "cursed")), PATIENCE_S)
         with pytest.raises(Failed, match=r"RuntimeError.*r1"):
             await cursed
         assert (await ask(answerer, chat(max_tokens=5))).usage.completion_tokens == 5
@@ -583,23 +599,25 @@ async def test_finished_requests_are_not_kept_until_their_deadlines() -> None:
 
 
 async def test_stopping_lets_those_inside_finish_and_refuses_new_ones() -> None:
-    lane = lane_with(lambda _: time.sleep(0.001))
+    gate = Gate(steps=3)
+    lane = lane_with(gate)
     engine = Engine({"small": lane})
     engine.start()
     answerer = engine.answerer("small")
     inside = asyncio.create_task(ask(answerer, chat(max_tokens=40)))
     await until(lambda: lane.runner.steps > 2)  # type: ignore[attr-defined]
-    stopping = asyncio.create_task(engine.stop(grace_s=10))
+    stopping = asyncio.create_task(engine.stop(grace_s=PATIENCE_S))
     await asyncio.sleep(0.005)
     with pytest.raises(Overloaded, match="shutting down"):
         await ask(answerer, chat())
+    gate.open()
     assert (await inside).usage.completion_tokens == 40
     await stopping
     assert not engine.alive
 
 
 async def test_stopping_without_grace_fails_those_inside() -> None:
-    lane = lane_with(lambda _: time.sleep(0.002))
+    lane = lane_with(lambda _: time.sleep(0.05))  # ten seconds for all of them
     engine = Engine({"small": lane})
     engine.start()
     inside = asyncio.create_task(ask(engine.answerer("small"), chat(max_tokens=200)))
