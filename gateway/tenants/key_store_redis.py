@@ -25,7 +25,7 @@ from gateway.tenants.key import Key
 from gateway.tenants.key_store import Changes, KeyStoreFault
 
 T = TypeVar("T")
-TIMEOUT_S = 1.0
+PATIENCE_S = 1.0
 CLUSTER = "+cluster"
 _ROOT = "{sluice:keys}"
 ALL, LOG, VERSION, USED = (f"{_ROOT}:{name}" for name in ("all", "log", "version", "used"))
@@ -41,13 +41,13 @@ end
 class RedisKeyStore:
     """Connects when it is first asked."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, patience_s: float = PATIENCE_S) -> None:
         kind: Any = RedisCluster if CLUSTER in url else Redis
         self._redis: Redis = kind.from_url(
             url.replace(CLUSTER, "", 1),
             protocol=2,
-            socket_timeout=TIMEOUT_S,
-            socket_connect_timeout=TIMEOUT_S,
+            socket_timeout=patience_s,
+            socket_connect_timeout=patience_s,
             retry=Retry(NoBackoff(), 0),
         )
 

@@ -25,7 +25,7 @@ from gateway.tenants.lease_store import (
 )
 from gateway.tenants.shared_slots import SLOT_TTL_S
 
-TIMEOUT_S = 0.5
+PATIENCE_S = 0.5
 CLUSTER = "+cluster"
 PREFIX = "sluice:budget:"
 # KEYS: account. ARGV: lease, turn, give, least, most, beyond, limit, expires at.
@@ -86,13 +86,13 @@ return held
 class RedisLeaseStore:
     """Connects when it is first asked."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, patience_s: float = PATIENCE_S) -> None:
         kind: Any = RedisCluster if CLUSTER in url else Redis
         self._redis: Redis = kind.from_url(
             url.replace(CLUSTER, "", 1),
             protocol=2,
-            socket_timeout=TIMEOUT_S,
-            socket_connect_timeout=TIMEOUT_S,
+            socket_timeout=patience_s,
+            socket_connect_timeout=patience_s,
             retry=Retry(NoBackoff(), 0),
         )
 

@@ -13,6 +13,7 @@ from gateway.tenants.key_book import KeyBook, KeyRefused
 from gateway.tenants.key_store import KeyStore, KeyStoreFault, SqliteKeyStore
 from gateway.tenants.key_store_redis import RedisKeyStore
 from tests.support.redis_server import RedisServer
+from tests.support.shared import PATIENT_S
 
 TENANTS = (Tenant(name="acme", stored_keys=True), Tenant(name="open"))
 Open = Callable[[], KeyStore]
@@ -28,7 +29,9 @@ def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Open]:
         server.client.flushall()
 
     def open_one() -> KeyStore:
-        store = RedisKeyStore(server.url) if server else SqliteKeyStore(tmp_path / "keys.db")
+        store = (
+            RedisKeyStore(server.url, PATIENT_S) if server else SqliteKeyStore(tmp_path / "keys.db")
+        )
         stores.append(store)
         return store
 

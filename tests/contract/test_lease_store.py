@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from gateway.tenants.lease_store import (
 )
 from gateway.tenants.lease_store_redis import RedisLeaseStore
 from tests.support.redis_server import RedisServer
+from tests.support.shared import PATIENT_S
 
 Open = Callable[[], LeaseStore]
 ACCOUNT = Account("acme:day:2026-11-25", 1000, 4e9)
@@ -33,7 +35,11 @@ def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Open]:
         server.client.flushall()
 
     def open_one() -> LeaseStore:
-        store = RedisLeaseStore(server.url) if server else SqliteLeaseStore(tmp_path / "l.db")
+        store = (
+            RedisLeaseStore(server.url, PATIENT_S)
+            if server
+            else SqliteLeaseStore(tmp_path / "l.db")
+        )
         stores.append(store)
         return store
 
@@ -99,7 +105,7 @@ def test_used_is_what_all_hold_and_never_above_the_limit(
 ) -> None:
     """Against a model of ten lines, with every third reply lost and asked again."""
     store = opened()
-    account = Account(f"acme:{id(steps)}:{len(steps)}:{hash(str(steps))}", 1000, 4e9)
+    account = Account(f"acme:{uuid.uuid4()}", 1000, 4e9)
     held: dict[str, int] = {"a": 0, "b": 0, "c": 0}
     turns: dict[str, int] = {"a": 0, "b": 0, "c": 0}
     for lease, give, least, more, lost in steps:

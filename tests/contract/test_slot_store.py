@@ -9,6 +9,7 @@ import pytest
 
 from gateway.tenants.lease_store_redis import SLOTS, RedisLeaseStore
 from tests.support.redis_server import RedisServer
+from tests.support.shared import PATIENT_S
 
 
 @pytest.fixture(params=["redis7", "redis8"])
@@ -20,7 +21,7 @@ def server(request: pytest.FixtureRequest) -> RedisServer:
 
 @pytest.fixture
 def store(server: RedisServer) -> Iterator[RedisLeaseStore]:
-    store = RedisLeaseStore(server.url)
+    store = RedisLeaseStore(server.url, PATIENT_S)
     yield store
     store.close()
 
@@ -64,7 +65,7 @@ def test_many_at_once_never_hold_more_than_there_are(server: RedisServer) -> Non
     held: dict[int, int] = {}
 
     def grab(holder: int) -> None:
-        store = RedisLeaseStore(server.url)
+        store = RedisLeaseStore(server.url, PATIENT_S)
         for wanted in (3, 1, 4, 2):
             held[holder] = hold(store, str(holder), wanted)
         store.close()

@@ -15,6 +15,7 @@ from gateway.tenants.lease_store import Account
 from gateway.tenants.lease_store_redis import RedisLeaseStore
 from tests.support.program import PATIENCE_S, ROOT, quiet_environment
 from tests.support.redis_server import RedisServer
+from tests.support.shared import PATIENT_S
 
 MOST = NANO // 1000
 """What one request reserves."""
@@ -68,7 +69,7 @@ def spent_by(one: subprocess.Popen[str]) -> int:
 
 def used(url: str) -> int:
     name, ends_at = period_at(time.time(), "day")
-    store = RedisLeaseStore(url)
+    store = RedisLeaseStore(url, PATIENT_S)
     found = store.used(Account(f"acme:{name}", 0, ends_at))
     store.close()
     return found
@@ -76,7 +77,7 @@ def used(url: str) -> int:
 
 def test_together_they_spend_the_budget_and_not_a_nano_more(server: RedisServer) -> None:
     budget = 0.5
-    with spenders(server.url, 4, budget, 4.0) as processes:
+    with spenders(server.url, 4, budget, PATIENCE_S / 2) as processes:
         spent = [spent_by(one) for one in processes]
     assert all(spent)
     # What is left is less than a request reserves, once for each of them at most.
