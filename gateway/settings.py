@@ -175,7 +175,9 @@ class ExactCache:
         "room of one scope's answers (sqlite, redis; Redis's own `maxmemory` bounds them all)",
     )
     patience_s: float = _set(
-        0.025, "how long a request waits for Redis, all its calls together, before it goes on alone"
+        0.025,
+        "how long a request waits for Redis, all its calls together, before it goes on alone; for "
+        "a file 0.05, if that is longer",
     )
 
 
@@ -303,6 +305,9 @@ class Limits:
         "sqlite:///.sluice/limits.db",
         "sqlite:///PATH or memory:// (forgotten at the end), for budgets; or a Redis, for gateways "
         "that share budgets and rates",
+    )
+    patience_s: float = _set(
+        0.5, "how long a request waits for that Redis before it is held to be away, for a second"
     )
 
 

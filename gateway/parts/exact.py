@@ -9,7 +9,7 @@ from pathlib import Path
 from cache.exact import Shelf, Terms
 from cache.store.base import Store
 from cache.store.memory import MemoryStore
-from cache.store.sqlite import SqliteStore
+from cache.store.sqlite import READ_TIMEOUT_S, SqliteStore
 from cache.store.tiered import TieredStore
 from engine.contract import Answerer, Call, Trail
 from gateway.observe.logs import Log
@@ -35,7 +35,13 @@ def build_cache(settings: ExactCache, log: Log) -> Cache:
         return Cache(memory)
     if settings.store.startswith("sqlite:///"):
         path = Path(settings.store.removeprefix("sqlite:///"))
-        file = SqliteStore(path, settings.max_bytes, settings.scope_bytes, on_event=log.warning)
+        file = SqliteStore(
+            path,
+            settings.max_bytes,
+            settings.scope_bytes,
+            read_timeout_s=max(READ_TIMEOUT_S, settings.patience_s),
+            on_event=log.warning,
+        )
         return Cache(TieredStore(memory, file))
     return _shared_cache(settings, memory, log)
 

@@ -65,5 +65,5 @@ def build_limit_stores(settings: Limits, log: Log) -> LimitStores:
     # The client library is an optional dependency.
     from gateway.tenants.lease_store_redis import RedisLeaseStore  # noqa: PLC0415
 
-    store = RedisLeaseStore(settings.store)
+    store = RedisLeaseStore(settings.store, settings.patience_s)
     return LimitStores(store, SharedLimits(RateStore(store, log), store))

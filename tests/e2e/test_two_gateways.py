@@ -127,7 +127,10 @@ async def test_without_redis_a_gateway_spends_its_slice_and_then_says_503(
     gate = asyncio.Event()
     gate.set()
     alone = ExactCache(store="memory://")
-    async with gateways(server.url, gate=gate, exact=alone, budget_usd_day=1.0) as (one, two):
+    async with gateways(server.url, gate=gate, limits_s=1.0, exact=alone, budget_usd_day=1.0) as (
+        one,
+        two,
+    ):
         for gateway in (one, two):
             assert (await ask(gateway, "first")).status_code == 200
         gate.clear()

@@ -40,17 +40,18 @@ async def gateways(
     pause_s: float = 0.0,
     *,
     gate: asyncio.Event | None = None,
+    limits_s: float = PATIENT_S,
     exact: ExactCache | None = None,
     semantic: SemanticCache | None = None,
     embeddings: Sequence[Embedding] = (),
     **alices: Any,
 ) -> AsyncIterator[list[Running]]:
     """With the Redis at `url`, waited for as long as a busy machine may need; who tests Redis's
-    faults passes an `exact` of its own. Models say nothing before `gate` is open. `embeddings`, one
-    for each; `alices`: of tenant alice's policy."""
+    faults passes an `exact` of its own. Models say nothing before `gate` is open. `limits_s`:
+    patience with the limits' Redis. `embeddings`, one for each; `alices`: of alice's policy."""
     settings = settings_for_tests(
         exact=exact or ExactCache(store=url, patience_s=PATIENT_S),
-        limits=Limits(store=url),
+        limits=Limits(store=url, patience_s=limits_s),
         semantic=semantic or SemanticCache(enabled=False, store="memory://"),
         tenants=(
             Tenant(name="alice", keys=(_hash(ALICE),), **alices),
