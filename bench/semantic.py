@@ -10,31 +10,29 @@ Wrong means: served, and the answer was another question's. All shares are of al
     kept           share of seeds whose whole stream / whose every window stayed within max_error
     spent          wrong / max_error
     explored       answered by the model although a hit was allowed
+    told           wrong among the hits as `p=` tells it, beside what was wrong of them
+    ece            how far the two are apart, over ten classes of p, weighted by their hits
+
+With `--runs FILE` a run that was cut off goes on where it stopped, and more seeds cost only those.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import tempfile
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from bench.semantic_fresh import FRESH, Arranged
-from bench.semantic_replay import EXPLORE, SERVE, Played, Pool, play
+from bench.semantic_lines import HEADER, Line, Runs, show, summarise, tally
+from bench.semantic_replay import Pool, play
 from bench.semantic_streams import STREAMS, Stream
 from cache.verify import Policy
 from cache.verify_budget import Budgeted, Terms
 from cache.verify_others import Pooled, Static, VCache
 
 ERRORS = (0.005, 0.01, 0.02, 0.05)
-WINDOW = 2000
 
 POLICIES: dict[str, Callable[[float, random.Random], Policy]] = {
     "ours": lambda error, rng: Budgeted(Terms(error), rng),
@@ -55,92 +53,44 @@ SEEDS_OF = {"vcache": 10, "static": 10}
 in them but the order of the stream."""
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
-    """One policy on one stream; shares in percent of all requests."""
-
-    stream: str
-    policy: str
-    max_error: float
-    seeds: int
-    hit: float
-    wrong: float
-    wrong_worst: float
-    wrong_late: float
-    window: float
-    window_worst: float
-    kept: float
-    kept_windows: float
-    explored: float
+def names_of(policies: Sequence[str]) -> list[tuple[str, float]]:
+    """(policy, max_error) of every line; 0 for those that promise nothing."""
+    return [
+        pair
+        for name in policies
+        for pair in (
+            [(fixed, 0.0) for fixed in FIXED]
+            if name == "static"
+            else [(name, error) for error in ERRORS]
+        )
+    ]
 
 
-def worst_window(wrong: NDArray[np.bool_], length: int = WINDOW) -> int:
-    """The most wrong hits in `length` requests in a row; all of a shorter stream."""
-    sums = np.concatenate([[0], np.cumsum(wrong)])
-    return int((sums[length:] - sums[:-length]).max()) if len(wrong) > length else int(sums[-1])
-
-
-def summarise(stream: str, policy: str, max_error: float, runs: Sequence[Played]) -> Line:
-    wrong = np.array([run.wrong_hits.mean() for run in runs])
-    late = np.array([run.wrong_hits[len(run.wrong) // 2 :].mean() for run in runs])
-    windows = np.array([worst_window(run.wrong_hits) / WINDOW for run in runs])
-    slack = 1e-12
-    return Line(
-        stream=stream,
-        policy=policy,
-        max_error=max_error,
-        seeds=len(runs),
-        hit=float(100 * np.mean([(run.action == SERVE).mean() for run in runs])),
-        wrong=float(100 * wrong.mean()),
-        wrong_worst=float(100 * wrong.max()),
-        wrong_late=float(100 * late.mean()),
-        window=float(100 * windows.mean()),
-        window_worst=float(100 * windows.max()),
-        kept=float(np.mean(wrong <= max_error + slack)),
-        kept_windows=float(np.mean(windows <= max_error + slack)),
-        explored=float(100 * np.mean([(run.action == EXPLORE).mean() for run in runs])),
-    )
-
-
-def show(line: Line) -> str:
-    promise = f"{line.max_error:5.3f}" if line.max_error else "    -"
-    spent = f"{line.wrong / line.max_error:4.0f}%" if line.max_error else "   - "
-    kept = f"{line.kept:5.0%} {line.kept_windows:5.0%}" if line.max_error else "    -     -"
-    return (
-        f"{line.stream:11s}{line.policy:20s}{promise} {line.hit:6.1f} {line.wrong:6.2f} "
-        f"{line.wrong_worst:6.2f} {line.wrong_late:6.2f} {line.window:7.2f} "
-        f"{line.window_worst:6.2f} {kept} {spent} {line.explored:6.1f}"
-    )
-
-
-HEADER = (
-    "stream     policy              error    hit  wrong  worst   late  window  worst  kept  w.kept "
-    "spent  expl."
-)
+def policy_of(name: str, error: float, seed: int) -> Policy:
+    return FIXED[name]() if name in FIXED else POLICIES[name](error, random.Random(seed))
 
 
 def measure(
-    stream: Stream | Arranged, pool: Pool, policies: Sequence[str], seeds: int
+    stream: Stream | Arranged, embeddings: Path, policies: Sequence[str], seeds: int, runs: Runs
 ) -> list[Line]:
-    """Every policy at every error on one stream."""
-    orders = [stream.draw(seed) for seed in range(seeds)]
+    """Every policy at every error on one stream; what `runs` holds is not played again."""
+    pool: Pool | None = None
+    for seed in range(seeds):
+        order = None
+        for name, error in names_of(policies):
+            family = name.split(" ")[0]
+            if seed >= SEEDS_OF.get(family, seeds) or runs.has(stream.name, name, error, seed):
+                continue
+            if pool is None:
+                pool = Pool(stream.questions(), embeddings)
+            if order is None:
+                order = stream.draw(seed)
+            played = play(pool, order, policy_of(name, error, seed))
+            runs.add(tally(played, stream.name, name, error, seed))
     lines = []
-    for name in policies:
-        count = min(seeds, SEEDS_OF.get(name, seeds))
-        if name == "static":
-            for fixed, make in FIXED.items():
-                runs = [play(pool, order, make()) for order in orders[:count]]
-                lines.append(summarise(stream.name, fixed, 0.0, runs))
-                print(show(lines[-1]), flush=True)
-            continue
-        for error in ERRORS:
-            make_for = POLICIES[name]
-            runs = [
-                play(pool, order, make_for(error, random.Random(seed)))
-                for seed, order in enumerate(orders[:count])
-            ]
-            lines.append(summarise(stream.name, name, error, runs))
-            print(show(lines[-1]), flush=True)
+    for name, error in names_of(policies):
+        lines.append(summarise(runs.of(stream.name, name, error, seeds)))
+        print(show(lines[-1]), flush=True)
     return lines
 
 
@@ -187,7 +137,9 @@ def main() -> None:
     )
     parser.add_argument("--policies", default="ours,pooled,vcache,static")
     parser.add_argument("--seeds", type=int, default=100)
-    parser.add_argument("--out", type=Path, help="where to save the numbers as JSON")
+    parser.add_argument(
+        "--runs", type=Path, help="where each run is kept; those there are not played"
+    )
     parser.add_argument("--plot", type=Path, help="where to save hit against error as an image")
     scratch = Path(tempfile.gettempdir()) / "sluice-embeddings"
     parser.add_argument("--embeddings", type=Path, default=scratch)
@@ -195,14 +147,9 @@ def main() -> None:
     given.embeddings.mkdir(parents=True, exist_ok=True)
     print(HEADER)
     lines: list[Line] = []
-    started = time.monotonic()
+    runs, policies = Runs(given.runs), given.policies.split(",")
     for stream in named(given.streams.split(","), given.data):
-        pool = Pool(stream.questions(), given.embeddings)
-        lines += measure(stream, pool, given.policies.split(","), given.seeds)
-        if given.out:
-            rows = [asdict(line) for line in lines]
-            given.out.write_text(json.dumps({"window": WINDOW, "lines": rows}, indent=1))
-    print(f"{time.monotonic() - started:.0f} s")
+        lines += measure(stream, given.embeddings, policies, given.seeds, runs)
     if given.plot:
         plot(lines, given.plot)
 

@@ -82,10 +82,12 @@ class Pool:
 
 @dataclass(frozen=True, slots=True)
 class Played:
-    """One run: per request what was done, and whether the cached answer was (or would be) wrong."""
+    """One run: per request what was done, whether the cached answer was (or would be) wrong, and
+    the probability of being right that a caller was told (not a number where there was none)."""
 
     action: NDArray[np.int8]
     wrong: NDArray[np.bool_]
+    told: NDArray[np.float32]
 
     @property
     def wrong_hits(self) -> NDArray[np.bool_]:
@@ -99,6 +101,7 @@ def play(pool: Pool, order: Ints, policy: Policy) -> Played:
     records: dict[int, Record] = {}
     action = np.zeros(len(order), np.int8)
     wrong = np.zeros(len(order), np.bool_)
+    told = np.full(len(order), np.nan, np.float32)
     answers = pool.answers.tolist()
     for now, asked in enumerate(order.tolist()):
         found = np.flatnonzero(cached[pool.near[asked]])[:NEAREST]
@@ -117,11 +120,11 @@ def play(pool: Pool, order: Ints, policy: Policy) -> Played:
         sighting = sight(near, pool.pair(asked, keys[0]), record)
         verdict = policy.decide(sighting)
         right = answers[asked] == group
-        action[now], wrong[now] = ACTIONS[verdict.action], not right
+        action[now], wrong[now], told[now] = ACTIONS[verdict.action], not right, verdict.told
         if verdict.action == "serve":
             continue
         policy.learn(sighting, verdict, right=right)
         records[group] = Record(record.right + right, record.wrong + (not right))
         if policy.keeps_twins or not right:
             cached[asked], born[asked] = True, now
-    return Played(action, wrong)
+    return Played(action, wrong, told)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from cache.replay import Recording
 from cache.verify import Record, Sighting
-from cache.verify_budget import State
+from cache.verify_state import State
 
 
 @dataclass(slots=True)

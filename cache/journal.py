@@ -19,7 +19,7 @@ import numpy as np
 from cache.archive import Dropped, Lesson, Summary
 from cache.entry import Origin
 from cache.verify import Floats, Sighting, Verdict
-from cache.verify_budget import Since
+from cache.verify_state import Since
 
 SUM_UP_EVERY: Final = 100
 """Lessons of one's own between two summaries."""

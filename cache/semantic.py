@@ -156,7 +156,7 @@ class Semantic:
             return None
         question = last_text(call)
         assert question is not None
-        # The namespace keeps its tenant's promise, whatever this request asks for beyond it.
+        # The namespace keeps its tenant's promise of now, whatever this request asks for beyond it.
         namespace = namespace_of(call, self._embedder.fingerprint)
         space = self._spaces.open(Origin(namespace, call.scope, call.model), terms)
         if space.rests():
@@ -333,7 +333,7 @@ def _bypass(reason: str) -> CacheStatus:
 
 
 def _worth(verdict: Verdict) -> str:
-    return "" if math.isnan(verdict.p_right) else f"p={verdict.p_right:.3f}"
+    return "" if math.isnan(verdict.told) else f"p={verdict.told:.3f}"
 
 
 def _verdict(policy: Policy, seen: Seen, max_error: float, terms: Terms) -> Verdict:

@@ -33,8 +33,9 @@ from cache.journal import Journal, sighting_of, since_of, verdict_of
 from cache.quota import Quota
 from cache.replay import Recording, decode, encode
 from cache.verify import NEAREST, SIGNS, Neighbour, Policy, Record, Sighting, Verdict, sight
-from cache.verify_budget import Budgeted, Since
+from cache.verify_budget import Budgeted
 from cache.verify_facts import Facts, compare, read
+from cache.verify_state import Since
 
 SUPERSEDED: Final = 0.985
 """A question this near whose answer came out differently was not wrong but is out of date."""
@@ -67,6 +68,7 @@ class Space:
         self.sources: Counter[str] = Counter()
         """Labels by what they rest on (cache/agree.py)."""
         self._closed = self._rested = 0
+        self._promised = -1.0
         self._quota = quota
         self._index = Index(dimensions)
         self._entries: OrderedDict[int, Entry] = OrderedDict()
@@ -93,6 +95,12 @@ class Space:
         return None if group is None else self._entries[min(group.keys)].answer
 
     # ------------------------------------------------------------------ worth the trouble?
+
+    def follow(self, max_error: float) -> None:
+        """What the operator promises now. Who rested under another promise looks again."""
+        if max_error != self._promised:
+            self._promised, self._closed = max_error, 0
+            self.policy.follow(max_error)
 
     def note(self, *, allowed: bool) -> None:
         """Whether the policy allowed a hit for the request that was just looked up."""

@@ -86,10 +86,11 @@ class Spaces:
         return self._spaces.get(namespace)
 
     def open(self, origin: Origin, terms: Terms) -> Space:
-        """The space of a namespace, made now if need be."""
+        """The space of a namespace, made now if need be, under the terms of now."""
         space = self._spaces.get(origin.namespace)
         if space is None:
-            return self._make(origin, terms)
+            space = self._make(origin, terms)
+        space.follow(terms.max_error)
         self._spaces.move_to_end(origin.namespace)
         self._scopes[origin.scope].spaces.move_to_end(origin.namespace)
         return space

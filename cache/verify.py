@@ -71,12 +71,14 @@ class Sighting:
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """`p_right`: how likely the cached answer is right. `chance`: the probability with which this
-    request would have been forwarded and so labelled, 1 unless it could have been served."""
+    request would have been forwarded and so labelled, 1 unless it could have been served. `told` is
+    what people are told of `p_right`: corrected by how often the labels proved it wrong."""
 
     action: Literal["serve", "explore", "forward"]
     p_right: float
     chance: float
     reason: str
+    told: float = math.nan
 
 
 class Policy(Protocol):
@@ -89,6 +91,9 @@ class Policy(Protocol):
 
     def skip(self) -> None:
         """A request of the namespace came by without any neighbour."""
+
+    def follow(self, max_error: float) -> None:
+        """What is promised from now on, if this policy promises anything."""
 
 
 SIGNS = (

@@ -53,7 +53,7 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, TypeAlias
 
 import msgspec
@@ -64,6 +64,7 @@ from cache.verify_alarm import Alarm
 from cache.verify_ledger import Ledger
 from cache.verify_model import Odds, default_prior
 from cache.verify_percentiles import gamma_upper, poisson_upper
+from cache.verify_state import Allowance, Since, State
 from cache.verify_window import WINDOW, Ring
 
 REFIT_EVERY: Final = 50
@@ -74,6 +75,8 @@ LEVELS: Final = np.geomspace(2e-4, 0.4, 60)
 BRAKE: Final = 4
 
 COSINE: Final = SIGNS.index("cosine")
+
+DOUBT: Final = 2.0  # wrong audits believed beforehand to be as many as the odds say
 
 SUPPORT: Final = 5
 """Labels as far from their question, or further, without which the odds are not believed: where
@@ -98,36 +101,6 @@ class Terms:
     """Labels before the first hit."""
 
 
-@dataclass(frozen=True, slots=True)
-class Since:
-    """Requests of a namespace: the p of each, how many were served, and the sum of the calibrated
-    p of those."""
-
-    asked: tuple[float, ...]
-    served: int
-    expected: float
-
-
-@dataclass(frozen=True, slots=True)
-class State:
-    """What the promise rests on, for the dashboard and for people."""
-
-    max_error: float
-    requests: int
-    served: int
-    audited: int
-    labels: int
-    threshold: float
-    """The largest p that is served; 0 while closed."""
-    expected_wrong: float
-    """Sum of the calibrated p of everything served."""
-    proven_at_most: float
-    proven_at_least: float
-    alarms: int
-    reason: str
-    """Why nothing is served; empty while something is."""
-
-
 _Rows: TypeAlias = tuple[int, bytes]
 _reader = msgspec.msgpack.Decoder(
     tuple[
@@ -136,6 +109,7 @@ _reader = msgspec.msgpack.Decoder(
         tuple[_Rows, _Rows],
         list[float],
         tuple[int, int, float, list[float], list[float]],
+        tuple[float, float, int],
     ]
 )
 
@@ -151,11 +125,13 @@ class Budgeted:
         self.odds = Odds(default_prior() if prior is None else prior)
         self.ledger = Ledger(terms.floor)
         self._blind = self.ledger.at_most()
+        self._allowance = Allowance(terms.max_error)
         self._alarm = Alarm()
         self._asked = Ring(2)  # request number, p
         self._labelled = Ring(4 + len(SIGNS))  # request number, p, wrong, weight, signs
         self._upper = np.full(len(LEVELS), np.inf)
-        self._ratio = 1.0
+        self._ratio = self._honesty = 1.0
+        self._nearest = 0.0
         self._farthest = -math.inf
         """The sign `cosine` down to which there are labels enough."""
         self._since = 0
@@ -175,18 +151,28 @@ class Budgeted:
         threshold = self.threshold
         if max_error is not None and max_error < self.terms.max_error:
             threshold = self._allowed(max_error)
+        off = min(1.0, p * self._honesty)
         if p > threshold or self.threshold == 0.0:
-            return Verdict("forward", 1 - p, 1.0, self.reason or f"p(wrong) {p:.3f}")
+            return Verdict("forward", 1 - p, 1.0, self.reason or f"p(wrong) {p:.3f}", 1 - off)
         if sighting.signs[COSINE] < self._farthest:
-            return Verdict("forward", 1 - p, 1.0, "unlike what was checked here")
+            return Verdict("forward", 1 - p, 1.0, "unlike what was checked here", 1 - off)
         chance = self._audit_chance(p)
         if self._rng.random() < chance:
-            return Verdict("explore", 1 - p, chance, "audit")
-        self._book_served(1, min(1.0, p * self._ratio))
-        return Verdict("serve", 1 - p, chance, f"p(wrong) {p:.3f}")
+            return Verdict("explore", 1 - p, chance, "audit", 1 - off)
+        self._book_served(1, off)
+        return Verdict("serve", 1 - p, chance, f"p(wrong) {p:.3f}", 1 - off)
 
     def skip(self) -> None:
         self._count(1.0)
+
+    def follow(self, max_error: float) -> None:
+        """The operator promises something else from now on. What was learnt stays."""
+        if max_error == self.terms.max_error:
+            return
+        self.terms = replace(self.terms, max_error=max_error)
+        self._allowance.change(max_error, self._requests)
+        if np.isfinite(self._upper).any():
+            self._open()
 
     def _audit_chance(self, p: float) -> float:
         share = self.terms.ceiling * math.sqrt(min(1.0, p / self.threshold))
@@ -271,9 +257,11 @@ class Budgeted:
         self._farthest = float(np.sort(labelled[:, 4 + COSINE])[SUPPORT - 1])
         asked = self._asked.rows()
         self._weigh(asked[asked[:, 0] > oldest, 1], p, wrong)
-        self.threshold = self._allowed(self.terms.max_error)
-        last = asked[asked[:, 0] > self._requests - 10 * REFIT_EVERY, 1]
-        self._explain(nearest=float(last.min()))
+        audited = weight > 1
+        seen, said = float(wrong[audited].sum()), float(p[audited].sum())
+        self._honesty = (DOUBT + seen) / (DOUBT + said)
+        self._nearest = float(asked[asked[:, 0] > self._requests - 10 * REFIT_EVERY, 1].min())
+        self._open()
 
     def _weigh(self, asked: Floats, p: Floats, wrong: Floats) -> None:
         """For each level: a high percentile of the wrong hits among the next `horizon` requests."""
@@ -296,9 +284,11 @@ class Budgeted:
         last = int(too_much[0]) - 1 if len(too_much) else len(LEVELS) - 1
         return float(LEVELS[last]) if last >= 0 else 0.0
 
-    def _explain(self, nearest: float) -> None:
-        budget = self.terms.max_error * self._requests
-        if self.ledger.at_most() > budget + BRAKE * self._blind:
+    def _open(self) -> None:
+        """As far as the labels allow, and say why if that is not at all."""
+        self.threshold = self._allowed(self.terms.max_error)
+        allowed = self._allowance.at(self._requests)
+        if self.ledger.at_most() > allowed + BRAKE * self._blind:
             self.threshold = 0.0
             self.reason = "audits have caught more wrong hits than max_error allows"
             return
@@ -306,7 +296,7 @@ class Budgeted:
             self.reason = "the labels allow no hit at this max_error"
             return
         self._ratio = max(1.0, float(self._ratios[int(np.searchsorted(LEVELS, self.threshold))]))
-        self.reason = "" if nearest <= self.threshold else "no kept question is near enough"
+        self.reason = "" if self._nearest <= self.threshold else "no kept question is near enough"
 
     @property
     def labels(self) -> int:
@@ -319,7 +309,9 @@ class Budgeted:
         counts = (self._requests, self._served, self._expected, self._since, self._alarms)
         rings = (self._asked.snapshot(), self._labelled.snapshot())
         weights = self.odds.weights.tolist()
-        return msgspec.msgpack.encode((SIGNS, counts, rings, weights, self.ledger.snapshot()))
+        return msgspec.msgpack.encode(
+            (SIGNS, counts, rings, weights, self.ledger.snapshot(), self._allowance.snapshot())
+        )
 
     def restore(self, blob: bytes) -> bool:
         """Take over a snapshot; False, and nothing is changed, if it is not one of this version."""
@@ -327,7 +319,7 @@ class Budgeted:
             kept = _reader.decode(blob)
         except msgspec.DecodeError:
             return False
-        signs, counts, (asked, labelled), weights, ledger = kept
+        signs, counts, (asked, labelled), weights, ledger, allowance = kept
         if signs != SIGNS:
             return False
         self._requests, self._served, self._expected, self._since, self._alarms = counts
@@ -335,6 +327,8 @@ class Budgeted:
         self._labelled.restore(labelled)
         self.odds.weights = np.array(weights)
         self.ledger.restore(ledger)
+        self._allowance.restore(allowance)
+        self._allowance.change(self.terms.max_error, self._requests)
         if self._requests:
             self._refit()
         return True
@@ -347,6 +341,7 @@ class Budgeted:
             audited=self.ledger.audited,
             labels=self._labelled.count,
             threshold=self.threshold,
+            allowed_wrong=self._allowance.at(self._requests),
             expected_wrong=self._expected,
             proven_at_most=min(float(self._served), self.ledger.at_most()),
             proven_at_least=self.ledger.at_least(),

@@ -46,6 +46,9 @@ class Static:
     def skip(self) -> None:
         """Nor does it count."""
 
+    def follow(self, max_error: float) -> None:
+        """Nor does it promise."""
+
 
 SEPARATED_VAR = ((6, 0.0354), (10, 0.0194), (20, 0.0131), (30, 0.0080), (40, 0.0052))
 """Variance of the threshold where the labels are perfectly separated, by number of labels."""
@@ -113,6 +116,9 @@ class VCache:
     def skip(self) -> None:
         """vCache counts per entry only."""
 
+    def follow(self, max_error: float) -> None:
+        self._max_error = max_error
+
 
 class Pooled:
     """One threshold per namespace on the cosine, guards as a veto, from 2,500 labelled requests."""
@@ -141,6 +147,9 @@ class Pooled:
     def skip(self) -> None:
         self._count()
         self._window.append((-1.0, False, 1.0))
+
+    def follow(self, max_error: float) -> None:
+        self._max_error = max_error
 
     def _count(self) -> None:
         self._seen += 1

@@ -356,7 +356,8 @@ class Tenant:
     )
     semantic_max_error: float | None = _set(
         None,
-        "its own promise; 0: no semantic cache for it; unset: as [cache.semantic] says",
+        "its own promise, of those who share a cache_scope the strictest; a reload changes it also "
+        "for what is kept already; 0: no semantic cache for it; unset: as [cache.semantic] says",
         inherits="cache.semantic.max_error",
     )
     cascade_policy: CascadePolicy | None = _set(  # noqa: RUF009

@@ -168,6 +168,6 @@ def _space(state: SpaceState) -> dict[str, Any]:
     told = asdict(state)
     promise = state.promise
     if promise is not None:
-        allowed = promise.max_error * promise.requests
+        allowed = promise.allowed_wrong
         told["promise"]["spent"] = promise.expected_wrong / allowed if allowed else 0.0
     return told

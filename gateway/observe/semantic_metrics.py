@@ -16,7 +16,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from cache.entry import SpaceState
-from cache.verify_budget import State
+from cache.verify_state import State
 
 Spaces: TypeAlias = Callable[[], Iterable[SpaceState]]
 
@@ -71,7 +71,7 @@ def _add(sums: _Sums, promise: State) -> None:
     sums["requests", "served"] += promise.served
     sums["requests", "explored"] += promise.audited
     for kind, value in (
-        ("allowed", promise.max_error * promise.requests),
+        ("allowed", promise.allowed_wrong),
         ("spent", promise.expected_wrong),
         ("proven", promise.proven_at_most),
     ):

@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
@@ -104,23 +105,33 @@ class SemanticLayer:
 
 
 class SemanticTerms:
-    """Each tenant's terms, made once for each version of the tenant."""
+    """Each tenant's terms, made once for each version of the roster.
+
+    Tenants that share a scope share its namespaces, and with them one promise: the strictest."""
 
     def __init__(self, settings: SemanticCache, roster: Roster) -> None:
         self._settings = settings
         self._roster = roster
         self._volatile = volatile_pattern(settings.volatile)
-        self._made: dict[str, tuple[Tenant, Terms]] = {}
+        self._made: dict[str, Terms] = {}
+        self._made_for = roster.in_force
 
     def __call__(self, _: Call, trail: Trail) -> Terms:
-        tenant = self._roster[trail.tenant]
-        known = self._made.get(tenant.name)
-        if known is None or known[0] is not tenant:
-            known = self._made[tenant.name] = (tenant, self._terms(tenant))
-        return known[1]
+        if self._made_for is not self._roster.in_force:
+            self._made, self._made_for = {}, self._roster.in_force
+        known = self._made.get(trail.tenant)
+        if known is None:
+            known = self._made[trail.tenant] = self._shared(self._roster[trail.tenant])
+        return known
+
+    def _shared(self, tenant: Tenant) -> Terms:
+        own = self._terms(tenant)
+        if own.max_error <= 0 or tenant.cache_scope in {"tenant", "user"}:
+            return own
+        return replace(own, max_error=self.of_scope(tenant.cache_scope).max_error)
 
     def of_scope(self, scope: str) -> Terms:
-        """The terms of those who share `scope`: the strictest, where several do."""
+        """The terms of those who share `scope`: the strictest that are not off."""
         kind, _, rest = scope.partition(":")
         name = rest.partition("/")[0] if kind in {"tenant", "user"} else None
         sharing = [
@@ -128,7 +139,8 @@ class SemanticTerms:
             for tenant in self._roster
             if tenant.name == name or tenant.cache_scope == scope
         ]
-        return min(sharing, key=lambda terms: terms.max_error, default=Terms())
+        on = [terms for terms in sharing if terms.max_error > 0]
+        return min(on, key=lambda terms: terms.max_error, default=Terms())
 
     def _terms(self, tenant: Tenant) -> Terms:
         common, own = self._settings, tenant.semantic_max_error

@@ -23,6 +23,11 @@ class Roster:
         self._now = tuple(tenants)
         self._ever |= {tenant.name: tenant for tenant in self._now}
 
+    @property
+    def in_force(self) -> tuple[Tenant, ...]:
+        """Another object after each reload."""
+        return self._now
+
     def __iter__(self) -> Iterator[Tenant]:
         return iter(self._now)
 

@@ -23,6 +23,7 @@ from tests.support.meaning import (
     ASKED,
     BOB,
     NONE,
+    ONE,
     TENANTS,
     ask,
     gateway,
@@ -255,6 +256,40 @@ async def test_a_tenants_new_terms_hold_from_the_next_request_on() -> None:
     assert origin(without) == "small"
     assert "semantic" not in without.headers["cache-status"]
     assert origin(again) == "semantic"
+
+
+async def test_a_promise_loosened_or_tightened_reaches_the_namespaces_that_are_there() -> None:
+    async with gateway(policy="bounded", max_error=0.01) as running:
+        live, meaning = running.system.live, running.system.meaning
+        assert meaning.semantic is not None
+        promised = []
+        for error in (None, 0.05, 0.002):
+            tenants = tuple(replace(one, semantic_max_error=error) for one in TENANTS)
+            live.take(Loaded(replace(live.settings, tenants=tenants)))
+            await ask(running, f"{ASKED} {error}", headers={"sluice-max-error": "0.0001"})
+            [state] = meaning.semantic.answerer.state()
+            assert state.promise is not None
+            promised.append(state.promise.max_error)
+    assert promised == [0.01, 0.05, 0.002]
+
+
+async def test_tenants_that_share_answers_share_the_strictest_promise() -> None:
+    errors = {"one": 0.05, "two": 0.004}
+    tenants = tuple(replace(one, semantic_max_error=errors.get(one.name)) for one in TENANTS)
+    async with gateway(policy="bounded", max_error=0.01) as running:
+        live, meaning = running.system.live, running.system.meaning
+        assert meaning.semantic is not None
+        live.take(Loaded(replace(live.settings, tenants=tenants)))
+        await ask(running, ASKED, ONE)
+        [state] = meaning.semantic.answerer.state()
+        assert state.promise is not None
+        together = state.promise.max_error
+        off = tuple(replace(t, semantic_max_error=0.0) if t.name == "two" else t for t in tenants)
+        live.take(Loaded(replace(live.settings, tenants=off)))
+        await ask(running, AGAIN, ONE)
+        [state] = meaning.semantic.answerer.state()
+        assert state.promise is not None
+    assert (together, state.promise.max_error) == (0.004, 0.05)
 
 
 async def test_while_it_serves_numpy_waits_for_no_second_core() -> None:

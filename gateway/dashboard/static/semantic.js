@@ -37,8 +37,7 @@ function cells({ scope, model, entries, promise, labels_by_source: sources }) {
   ];
 }
 
-function budget({ expected_wrong: spent, max_error: most, served, requests }) {
-  const allowed = most * requests;
+function budget({ expected_wrong: spent, allowed_wrong: allowed, served, requests }) {
   const text = `${spent.toFixed(2)} of ${allowed.toFixed(2)}, ${whole(served)} of ${whole(requests)} served`;
   return meter(allowed ? spent / allowed : 0, text);
 }

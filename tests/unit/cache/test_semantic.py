@@ -539,6 +539,17 @@ async def test_where_nothing_is_ever_allowed_most_requests_are_left_alone() -> N
     assert "resting" in trail.cache[0].detail or trail.cache[0].forward == "miss"
 
 
+async def test_a_new_promise_wakes_a_namespace_that_rests(house: House) -> None:
+    await house.ask(FIRST)
+    space = next(iter(house.semantic._spaces._spaces.values()))
+    for _ in range(CLOSED_FOR):
+        space.note(allowed=False)
+    assert space.rests()
+    house.terms = Terms(max_error=0.2, ttl_s=1000)
+    _, trail = await house.ask(AGAIN)
+    assert trail.cache[0].hit
+
+
 def test_a_new_namespace_begins_with_what_its_siblings_learnt() -> None:
     wise = budgeted(Terms(max_error=0.05))
     fresh = budgeted(Terms(max_error=0.05), [wise])

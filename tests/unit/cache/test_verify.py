@@ -364,6 +364,62 @@ class TestBudgeted:
         assert counts[0] == 0
         assert counts[0] < counts[1] < counts[2] == counts[3]
 
+    def test_a_tighter_promise_holds_from_the_next_request_on(self) -> None:
+        policy, traffic = budgeted(0.05), Traffic(7)
+        drive(policy, traffic, 3000)
+        loose = policy.threshold
+        policy.follow(0.005)
+        assert 0 < policy.threshold < loose
+        ps = (policy.odds.wrong(traffic.next()[0].signs) for _ in range(500))
+        assert any(policy.threshold < p < loose for p in ps)
+        assert drive(policy, traffic, 2000).wrong <= 0.005 * 2000
+
+    def test_a_looser_promise_reaches_what_was_learnt_and_is_no_licence_for_the_past(self) -> None:
+        policy, traffic = budgeted(0.005), Traffic(7)
+        drive(policy, traffic, 3000)
+        tight = policy.threshold
+        policy.follow(0.05)
+        assert policy.threshold > tight
+        assert policy.state().allowed_wrong == pytest.approx(0.005 * 3000)
+        assert drive(policy, traffic, 2000).wrong <= 0.05 * 2000
+        assert policy.state().allowed_wrong == pytest.approx(0.005 * 3000 + 0.05 * 2000)
+        assert policy.state().max_error == 0.05
+
+    def test_no_promise_replaces_evidence(self) -> None:
+        policy = budgeted(0.005)
+        drive(policy, Traffic(1), 100)
+        policy.follow(0.05)
+        assert (policy.threshold, policy.state().reason) == (0.0, "warming up")
+
+    def test_a_promise_changed_while_it_was_down_allows_nothing_more_for_the_past(self) -> None:
+        before, after = budgeted(0.005), budgeted(0.05)
+        drive(before, Traffic(7), 3000)
+        assert after.restore(before.snapshot())
+        assert after.state().allowed_wrong == pytest.approx(0.005 * 3000)
+        assert after.threshold > before.threshold
+
+    def test_what_is_told_of_hits_is_true(self) -> None:
+        told, wrong = [], []
+        for seed in range(4):
+            policy, traffic = budgeted(0.05, seed), Traffic(seed, steepness=15)
+            for _ in range(4000):
+                sighting, right = traffic.next()
+                verdict = policy.decide(sighting)
+                if verdict.action == "serve":
+                    told.append(1 - verdict.told)
+                    wrong.append(not right)
+                else:
+                    policy.learn(sighting, verdict, right=right)
+        assert np.mean(told) == pytest.approx(np.mean(wrong), rel=0.3)
+
+    def test_what_is_told_is_corrected_where_the_odds_fear_too_much(self) -> None:
+        policy = budgeted(0.05)
+        policy.odds.fit = lambda *_: None  # type: ignore[method-assign,assignment,misc]
+        policy.odds.weights[0] -= 2.0
+        drive(policy, Traffic(3, middle=0.2), 6000)
+        verdicts = [policy.decide(Traffic(4).next()[0]) for _ in range(20)]
+        assert all(one.told > one.p_right for one in verdicts)
+
     def test_it_says_what_the_promise_rests_on(self) -> None:
         policy = budgeted(0.05)
         tally = drive(policy, Traffic(8), 3000)

@@ -8,7 +8,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from cache.entry import SpaceState
-from cache.verify_budget import State
+from cache.verify_state import State
 from gateway.catalog import ModelCard
 from gateway.observe.ledger import Ledger
 from gateway.observe.metrics import Metrics
@@ -23,6 +23,7 @@ OPEN = State(
     audited=20,
     labels=700,
     threshold=0.1,
+    allowed_wrong=20.0,
     expected_wrong=6.0,
     proven_at_most=14.0,
     proven_at_least=1.0,
@@ -44,7 +45,9 @@ def read(*spaces: SpaceState) -> dict[tuple[str, ...], float]:
 
 
 def test_a_tenants_namespaces_and_users_are_one_sum() -> None:
-    resting = replace(OPEN, requests=500, served=0, expected_wrong=0.0, reason="warming up")
+    resting = replace(
+        OPEN, requests=500, served=0, allowed_wrong=10.0, expected_wrong=0.0, reason="warming up"
+    )
     told = read(SPACE, replace(SPACE, scope="user:acme/ann", promise=resting))
     assert told["sluice_semantic_entries", "acme"] == 80
     assert told["sluice_semantic_labels", "acme", "equal"] == 10
