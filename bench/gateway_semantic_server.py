@@ -1,9 +1,10 @@
 """The server that bench/gateway_semantic.py measures: all layers on, a model that answers at once.
 
-    python -m bench.gateway_semantic_server PORT HOME off|fill|on
+    python -m bench.gateway_semantic_server PORT HOME off|fill|on [REDIS_URL [PAUSE_S]]
 
 `fill` has an embedder that draws vectors instead of computing them, and keeps what it is asked in
-HOME; `on` finds that there and has the real one.
+HOME; `on` finds that there and has the real one. With REDIS_URL both caches are kept there
+(bench/redis.py). PAUSE_S is what the model takes for each of its pieces.
 """
 
 from __future__ import annotations
@@ -50,10 +51,10 @@ class Drawn:
         return len(text.split())
 
 
-def semantic_in(home: Path, mode: str) -> SemanticCache:
+def semantic_in(store: str, mode: str) -> SemanticCache:
     return SemanticCache(
         enabled=mode != "off",
-        store=f"sqlite:///{home}/semantic.db",
+        store=store,
         scope_bytes=32 << 30,
         policy="static",
         threshold=0.8 if mode == "on" else 1.0,
@@ -63,12 +64,15 @@ def semantic_in(home: Path, mode: str) -> SemanticCache:
     )
 
 
-def serve(settings: Settings, mode: str) -> None:
+def serve(settings: Settings, mode: str, pause_s: float) -> None:
     def make(_: threading.Event) -> Encoder:
         real = OnnxEncoder(prepare(BUNDLED, EMBEDDERS))
         return Drawn(real) if mode == "fill" else real
 
-    fakes = {name: FakeModel(lambda _: PIECES, name=name, keep=False) for name in settings.models}
+    fakes = {
+        name: FakeModel(lambda _: PIECES, name=name, keep=False, pause_s=pause_s)
+        for name in settings.models
+    }
     cards = {name: ModelCard(name, "0" * 64, 8192, 0.5, 2.0) for name in fakes}
     with tempfile.TemporaryFile() as sink:
         writer = LineWriter(sink)
@@ -80,6 +84,7 @@ def serve(settings: Settings, mode: str) -> None:
 
 
 if __name__ == "__main__":
-    port, home, mode = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
-    plain = settings_on(port, "memory://", 64 << 20, str(home))
-    serve(replace(plain, semantic=semantic_in(home, mode)), mode)
+    port, home, mode, url, pause_s = [*sys.argv[1:], *("", "0")[len(sys.argv) - 4 :]]
+    plain = settings_on(int(port), url or "memory://", 64 << 20, home)
+    store = url or f"sqlite:///{home}/semantic.db"
+    serve(replace(plain, semantic=semantic_in(store, mode)), mode, float(pause_s))

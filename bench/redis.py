@@ -3,17 +3,22 @@
     python -m bench.redis                    # about three minutes
     python -m bench.redis --only cost        # hits and misses beside a store in memory
     python -m bench.redis --only faults
+    python -m bench.redis --only semantic    # the faults again, answering by meaning as well
 
 Needs redis-server and wrk on the PATH.
 
 Cost. As bench/gateway.py: one gateway alone on core 0, wrk and Redis on core 1, a fake model that
-answers at once. `no memory` leaves the gateway no room of its own (1 byte), so that each hit is
-read from Redis; with memory a hit is the same as without Redis. A miss pays for two looks, a claim,
-the posts of its log and the write.
+answers at once. All three gateways are there at once and are measured by turns, `ROUNDS` times, so
+that what else the machine does falls on all of them alike; a row is the median of its rounds, and
+what Redis costs is the median of the differences within a round. `no memory` leaves the gateway no
+room of its own (1 byte), so that each hit is read from Redis; with memory a hit is the same as
+without Redis. A miss pays for two looks, a claim, the posts of its log and the write.
 
 Faults. Two gateways with one Redis, 16 callers, questions of which some return (half of them out
 of 40, half new), a model that takes about 40 ms. Each phase runs for some seconds while Redis is in
-the named state; the last column is the bound of the goal, 2 × the healthy p99 + 25 ms.
+the named state; the last column is the bound of the goal, 2 × the healthy p99 + 25 ms. With the
+semantic cache on, its questions and labels are in the same Redis, the embedder is the real one, and
+what returns does so in other words (`--only semantic`).
 """
 
 from __future__ import annotations
@@ -24,6 +29,7 @@ import json
 import random
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -31,7 +37,7 @@ import time
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -40,7 +46,9 @@ from bench.gateway import PROMPT, ROOT, TITLE, Cell, line_of, measure
 from bench.gateway_answers import KEY
 from tests.support.redis_server import RedisServer, running_redis
 
-PORTS = (18_090, 18_091)
+PORTS = (18_090, 18_091, 18_092)
+ROUNDS = 5
+GATEWAYS = 2
 CALLERS = 16
 DEADLINE_MS = 25.0
 MODEL_PAUSE_S = 0.001
@@ -48,9 +56,11 @@ MEMORY = str(64 << 20)
 
 
 @contextmanager
-def gateway(port: int, *arguments: str, core: str = "0") -> Iterator[subprocess.Popen[bytes]]:
+def gateway(
+    port: int, *arguments: str, core: str = "0", module: str = "bench.gateway_server"
+) -> Iterator[subprocess.Popen[bytes]]:
     """A server process that is ready, ended with the block."""
-    command = ["taskset", "-c", core, sys.executable, "-m", "bench.gateway_server", str(port)]
+    command = ["taskset", "-c", core, sys.executable, "-m", module, str(port)]
     process = subprocess.Popen([*command, *arguments], cwd=ROOT)
     try:
         _wait_for(port)
@@ -76,33 +86,51 @@ def _wait_for(port: int) -> None:
 # --------------------------------------------------------------------------- cost
 
 
-def cost(server: RedisServer, seconds: int) -> list[Cell]:
-    cells = []
+Rounds = dict[tuple[str, str, int], list[Cell]]
+"""By gateway, what is asked and connections."""
+
+
+def cost(server: RedisServer, seconds: int) -> Rounds:
     rows = {
         "memory": ("memory://", MEMORY),
         "redis": (server.url, MEMORY),
         "no memory": (server.url, "1"),
     }
-    for name, arguments in rows.items():
-        server.client.flushall()
-        with gateway(PORTS[0], *arguments) as process:
-            for what in ("hit", "miss"):
-                for connections in (1, 32):
-                    cell = measure(name, process.pid, what, False, connections, seconds, PORTS[0])
-                    cells.append(cell)
-                    print(line_of(cell), flush=True)
-    return cells
+    server.client.flushall()
+    told: Rounds = {}
+    with ExitStack() as stack:
+        running = [
+            (name, port, stack.enter_context(gateway(port, *arguments)).pid)
+            for port, (name, arguments) in zip(PORTS, rows.items(), strict=True)
+        ]
+        for what in ("hit", "miss"):
+            for connections in (1, 32):
+                for _ in range(ROUNDS):
+                    for name, port, pid in running:
+                        each = max(1, seconds // ROUNDS)
+                        cell = measure(name, pid, what, False, connections, each, port)
+                        told.setdefault((name, what, connections), []).append(cell)
+    for cells in told.values():
+        print(line_of(middle(cells)), flush=True)
+    return told
 
 
-def verdict(cells: list[Cell]) -> list[str]:
-    def p50(server: str, what: str) -> float:
-        return next(c.p50_ms for c in cells if (c.server, c.what) == (server, what))
+def middle(cells: list[Cell]) -> Cell:
+    """The one with the median p50."""
+    return sorted(cells, key=lambda cell: cell.p50_ms)[len(cells) // 2]
 
-    hit = p50("no memory", "hit") - p50("memory", "hit")
-    miss = p50("redis", "miss") - p50("memory", "miss")
+
+def verdict(told: Rounds) -> list[str]:
+    def over(server: str, what: str) -> str:
+        pairs = zip(told[server, what, 1], told["memory", what, 1], strict=True)
+        each = sorted(mine.p50_ms - memory.p50_ms for mine, memory in pairs)
+        return (
+            f"p50 {statistics.median(each):+.3f} ms over memory ({each[0]:+.3f} to {each[-1]:+.3f})"
+        )
+
     return [
-        f"a hit read from Redis: p50 {hit:+.3f} ms over memory (goal 0.400)",
-        f"a miss with Redis: p50 {miss:+.3f} ms over memory",
+        f"a hit read from Redis: {over('no memory', 'hit')}; goal 0.400",
+        f"a miss with Redis: {over('redis', 'miss')}",
     ]
 
 
@@ -124,7 +152,7 @@ class Phase:
 
     def line(self, healthy_p99: float) -> str:
         total = max(1, self.origins.total())
-        shares = [self.origins[name] / total for name in ("exact", "joined", "large")]
+        shares = [self.origins[name] / total for name in ("exact", "semantic", "joined", "large")]
         bound = 2 * healthy_p99 + DEADLINE_MS
         told = " ".join(f"{share:7.1%}" for share in shares)
         return (
@@ -134,19 +162,21 @@ class Phase:
 
 
 HEAD = f"{'Redis is':24} {'answers':>8} {'failed':>6} {'p50 ms':>8} {'p99 ms':>8} {'max ms':>8} \
-{'exact':>7} {'joined':>7} {'model':>7} {'bound':>8}"
+{'exact':>7} {'meaning':>7} {'joined':>7} {'model':>7} {'bound':>8}"
 
 
 class Callers:
-    """Raw keep-alive connections, half to each gateway, one request at a time on each."""
+    """Raw keep-alive connections, half to each gateway, one request at a time on each. What returns
+    is said in one of `endings`."""
 
-    def __init__(self) -> None:
+    def __init__(self, endings: Sequence[str]) -> None:
+        self._endings = endings
         self._rng = random.Random(1)
         self._asked = 0
 
     async def run(self, name: str, seconds: float) -> Phase:
         phase, end = Phase(name), time.monotonic() + seconds
-        await asyncio.gather(*(self._call(PORTS[i % 2], phase, end) for i in range(CALLERS)))
+        await asyncio.gather(*(self._call(PORTS[i % GATEWAYS], phase, end) for i in range(CALLERS)))
         return phase
 
     async def _call(self, port: int, phase: Phase, end: float) -> None:
@@ -166,7 +196,8 @@ class Callers:
         again = self._rng.random() < 0.5
         # What returns changes slowly, so that healthy gateways have something to share.
         number = self._rng.randrange(40) + self._asked // 500 * 40 if again else -self._asked
-        messages = [{"role": "user", "content": f"{number} {PROMPT}"}]
+        text = f"{number} {PROMPT}{self._rng.choice(self._endings)}"
+        messages = [{"role": "user", "content": text}]
         body = json.dumps({"model": "large", "messages": messages, "temperature": 0}).encode()
         head = (
             f"POST /v1/chat/completions HTTP/1.1\r\nhost: bench\r\nauthorization: Bearer {KEY}\r\n"
@@ -192,17 +223,26 @@ FAULTS: dict[str, tuple[Step, Step]] = {
 }
 
 
-def faults(server: RedisServer, seconds: int) -> list[Phase]:
+ENDINGS = ("", " Please.", " Thanks.", " Thank you!", " Please help.", " Thanks a lot.")
+
+
+def faults(server: RedisServer, seconds: int, *, meaning: bool) -> list[Phase]:
     server.client.flushall()
     with ExitStack() as stack:
-        for core, port in enumerate(PORTS):
-            arguments = (server.url, MEMORY, str(MODEL_PAUSE_S))
-            stack.enter_context(gateway(port, *arguments, core=str(core)))
-        return asyncio.run(_fault_phases(server, seconds))
+        home = stack.enter_context(tempfile.TemporaryDirectory())
+        for core, port in enumerate(PORTS[:GATEWAYS]):
+            if meaning:
+                module = "bench.gateway_semantic_server"
+                arguments = (f"{home}/{port}", "on", server.url, str(MODEL_PAUSE_S))
+                Path(arguments[0]).mkdir()
+            else:
+                module = "bench.gateway_server"
+                arguments = (server.url, MEMORY, str(MODEL_PAUSE_S))
+            stack.enter_context(gateway(port, *arguments, core=str(core), module=module))
+        return asyncio.run(_fault_phases(server, seconds, Callers(ENDINGS if meaning else ("",))))
 
 
-async def _fault_phases(server: RedisServer, seconds: int) -> list[Phase]:
-    callers = Callers()
+async def _fault_phases(server: RedisServer, seconds: int, callers: Callers) -> list[Phase]:
     await callers.run("warming up", 2)
     healthy = await callers.run("well", seconds)
     phases = [healthy]
@@ -221,31 +261,36 @@ async def _fault_phases(server: RedisServer, seconds: int) -> list[Phase]:
     return phases
 
 
+def told_of(phase: Phase) -> dict[str, object]:
+    times = {"p50_ms": phase.quantile(0.5), "p99_ms": phase.quantile(0.99)}
+    return {"name": phase.name, **times, "failed": phase.failed, "origins": dict(phase.origins)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--seconds", type=int, default=6, help="of load in each cell and phase")
-    parser.add_argument("--only", choices=("cost", "faults"))
+    parser.add_argument("--only", choices=("cost", "faults", "semantic"))
     parser.add_argument("--version", type=int, default=7, choices=(7, 8), help="of Redis")
     parser.add_argument("--save", type=Path, default=Path("bench/results/redis.json"))
     asked = parser.parse_args()
     if shutil.which("wrk") is None:
         raise SystemExit("This bench needs wrk (apt-get install wrk).")
     cells: list[Cell] = []
-    phases: list[Phase] = []
+    phases: dict[str, list[Phase]] = {}
     with (
         tempfile.TemporaryDirectory() as folder,
         running_redis(asked.version, Path(folder)) as server,
     ):
-        if asked.only != "faults":
+        if asked.only in {None, "cost"}:
             print(TITLE)
-            cells = cost(server, asked.seconds)
-            print(*verdict(cells), "", sep="\n")
-        if asked.only != "cost":
-            phases = faults(server, asked.seconds)
-    told = [
-        {"name": p.name, "p50_ms": p.quantile(0.5), "p99_ms": p.quantile(0.99), "failed": p.failed}
-        for p in phases
-    ]
+            rounds = cost(server, asked.seconds)
+            print(*verdict(rounds), "", sep="\n")
+            cells = [cell for each in rounds.values() for cell in each]
+        for name in ("faults", "semantic"):
+            if asked.only in {None, name}:
+                print(f"{name}:")
+                phases[name] = faults(server, asked.seconds, meaning=name == "semantic")
+    told = {name: [told_of(phase) for phase in each] for name, each in phases.items()}
     asked.save.parent.mkdir(parents=True, exist_ok=True)
     asked.save.write_text(
         json.dumps({"cost": [asdict(cell) for cell in cells], "faults": told}, indent=1)

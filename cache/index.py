@@ -2,7 +2,7 @@
 
 Problem. Namespaces are many and mostly small; one may hold a hundred thousand questions. A graph
 is fast when large, costs half a millisecond an insert and cannot be built in one go on an event
-loop; comparing with everything is exact, deletes trivially and is as fast up to some thousands.
+loop; comparing with everything is exact, deletes trivially and is as fast up to a thousand or two.
 
 Choice. Both at once. New vectors go into a flat int8 table, compared one by one in SIMD. Beyond
 `flat_limit` each insert moves a few of the oldest into a usearch graph (i8, cosine), so that the
@@ -13,7 +13,11 @@ Rejected: float32 in numpy (twice as fast below ten thousand, four times the mem
 (no SIMD for it: 20 times slower); a graph from the start (850 B an entry, 0.3 ms an insert).
 
 Measured on one core of a small server, 384 dimensions, best of 60: flat 0.08 ms at 1,000, 0.29 at
-4,000 and 1.4 at 20,000; both together 0.35 ms at 20,000. 540 B an entry flat, 950 in the graph.
+4,000 and 1.4 at 20,000. 540 B an entry flat, 950 in the graph. With 100,000 questions of real data
+sets a search took 2.1 ms of a busy processor with a table of 4,000, and 1.2 to 1.7 ms with 1,000;
+of the eight nearest, which a sighting looks at, 99.0 % were found, of the very nearest 99.0 %. A
+wider search (`expansion_search` 128 for 64) finds 99.7 % for 1.7 times as much, a narrower one (32)
+97.7 % for 0.6.
 """
 
 from __future__ import annotations
@@ -29,7 +33,7 @@ from usearch.index import search
 
 Bytes8 = NDArray[np.int8]
 
-FLAT_LIMIT = 4000
+FLAT_LIMIT = 1000
 MOVED_PER_ADD = 4
 
 
