@@ -286,8 +286,6 @@ class Trail:
     decisions: list[Decision] = field(default_factory=list)
     wasted: list[Waste] = field(default_factory=list)
     """What a layer computed on the way and threw away: this request pays for it."""
-    admitted: bool = False
-    """Counted against its tenant's limits already: one of several calls of one request."""
     owes: bool = True
     """Whether what is computed now is this request's to pay: not while it follows another's."""
     traceparent: str = ""

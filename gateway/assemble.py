@@ -55,7 +55,6 @@ from gateway.parts.tenants import Tenancy, build_tenancy
 from gateway.reload import Reloader
 from gateway.settings import Traces
 from gateway.store_health import StoreHealth
-from gateway.tenants.limits import LimitLayer, Limits
 from gateway.wire.chat import ChatRequest
 from gateway.wire.completions import CompletionRequest
 
@@ -102,7 +101,7 @@ def assemble(
     meaning.judge = build_judge(settings, backend, ledger)
     shadow = build_shadow(settings, auto, backend, tenancy.roster, ledger=ledger, log=log)
     paid = tenancy.spending(shadow, backend, settings)
-    onion = _onion(paid, cache, shelf, meaning, limits=tenancy.limits, ledger=ledger)
+    onion = _onion(paid, cache, shelf, meaning, ledger)
     told = ContentLayer(onion, tenancy.logs_content(settings.logs.content), log)
     answerer, stop_tracing = _traced(settings.traces, told)
     drain = Drain(settings.server.max_inflight, settings.server.shutdown_grace_s)
@@ -177,8 +176,6 @@ def _onion(
     cache: Cache,
     shelf: Shelf,
     meaning: Meaning,
-    *,
-    limits: Limits,
     ledger: Ledger,
 ) -> Answerer:
     """The layers, outermost last. Each wraps the one above it in this list."""
@@ -187,8 +184,7 @@ def _onion(
     shared = cache.share(shelf, recorded)
     joined = Join(shared, may_share=shelf.may_share, key=shelf.key)
     cached = cache.bound(Exact(shelf, joined))
-    limited = LimitLayer(cached, limits)
-    return LedgerLayer(limited, ledger)
+    return LedgerLayer(cached, ledger)
 
 
 def _traced(traces: Traces, onion: Answerer) -> tuple[Answerer, Callable[[], None]]:

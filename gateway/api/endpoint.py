@@ -133,11 +133,11 @@ class Endpoint:
         first = calls[0]
         if first.model == AUTO:
             exchange.policy = edge.policies.get(tenant.name, b"")
+        exchange.model = first.model
         look = Look(first.fingerprint, first.n * len(calls), first.logprobs, asked.include_usage)
-        several = len(calls) > 1 and edge.limits.watches(tenant.name)
-        if several:
+        limited = edge.limits.watches(tenant.name)
+        if limited:
             await edge.limits.admit(tenant.name)
-            trail.admitted = True
         try:
             exchange.booked = True
             answer = answer_all(edge.answerer, calls, trail)
@@ -146,7 +146,7 @@ class Endpoint:
             else:
                 await self._whole(exchange, answer, asked.surface, look, trail)
         finally:
-            if several:
+            if limited:
                 edge.limits.leave(tenant.name)
 
     def _trail(self, exchange: Exchange, tenant: Tenant, user: str | None) -> Trail:
@@ -224,7 +224,9 @@ class Endpoint:
         if error.status >= 500 and cause is not None and not isinstance(cause, AnswerError):
             self._edge.log.error("request broke", id=exchange.id, exc_info=cause)
         if not exchange.booked:
-            self._edge.ledger.append(refusal(exchange.id, exchange.tenant, error.status))
+            self._edge.ledger.append(
+                refusal(exchange.id, exchange.tenant, exchange.model, error.status)
+            )
         if exchange.tenant:
             exchange.limits = self._edge.limits.headers(exchange.tenant)
         try:

@@ -63,6 +63,7 @@ class Exchange:
         "head_sent",
         "id",
         "limits",
+        "model",
         "policy",
         "receive",
         "start",
@@ -91,6 +92,7 @@ class Exchange:
         self._heartbeat: Heartbeat | None = None
         self.tenant = ""
         self.limits: Headers = []
+        self.model = ""
         self.policy = b""
         """How `auto` chose, for Sluice-Policy; empty where a model was named."""
         self.trail: Trail | None = None

@@ -64,9 +64,11 @@ class Record(msgspec.Struct, frozen=True, gc=False, array_like=True):
     wasted: list[Waste] = []
 
 
-def refusal(request_id: str, tenant: str, status: int) -> Record:
-    """A request that was refused at the edge, before it became a call."""
-    return Record(time.time(), request_id, tenant, "", NOBODY, status, NOTHING, 0.0, None, [], [])
+def refusal(request_id: str, tenant: str, model: str, status: int) -> Record:
+    """A request that was refused at the edge; `model` is empty before it became a call."""
+    return Record(
+        time.time(), request_id, tenant, model, NOBODY, status, NOTHING, 0.0, None, [], []
+    )
 
 
 def tokens_in(text: str) -> int:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from engine.contract import Answer, Answerer, Call, TooMany, Trail
+from engine.contract import TooMany
 from gateway.errors import Headers
 from gateway.settings import Tenant
 from gateway.tenants.shared_rates import SharedWindow
@@ -224,31 +224,3 @@ class Tokens:
     def settle(self, used: int) -> None:
         self._window.correct(self._taken, used - self._counted)
         self._counted = used
-
-
-class LimitLayer:
-    """The answerer that lets a call in or refuses it. Hits count as requests, too. Several calls
-    of one request are one: the endpoint has counted it (`Trail.admitted`)."""
-
-    def __init__(self, inner: Answerer, limits: Limits) -> None:
-        self._inner = inner
-        self._limits = limits
-
-    def __call__(self, call: Call, trail: Trail) -> Answer:
-        answer = self._inner(call, trail)
-        if trail.admitted or not self._limits.watches(trail.tenant):
-            return answer
-        return self._counted(answer, trail.tenant)
-
-    async def _counted(self, answer: Answer, tenant: str) -> Answer:
-        try:
-            await self._limits.admit(tenant)
-        except TooMany:
-            await answer.aclose()
-            raise
-        try:
-            async for event in answer:
-                yield event
-        finally:
-            self._limits.leave(tenant)
-            await answer.aclose()

@@ -1,16 +1,19 @@
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.contract import Call, Start, TooMany, Trail
+from engine.contract import TooMany
 from gateway.settings import Tenant
-from gateway.tenants.limits import LimitLayer, Limits
+from gateway.tenants.limits import Limits
 from tests.support.fake import FakeModel
 from tests.support.serving import serving, settings_for_tests
+from tests.support.speakers import eventually
 
-CALL = Call(kind="chat", model="m", scope="s")
+CHAT = "/v1/chat/completions"
 
 
 class Clock:
@@ -78,21 +81,20 @@ def test_headers_tell_limit_remaining_and_reset() -> None:
     assert some.headers("other") == []
 
 
-async def test_the_layer_counts_an_answer_until_it_is_closed() -> None:
-    some = limits(Clock(), max_concurrent=1)
-    layer = LimitLayer(FakeModel(), some)
-    answer = layer(CALL, Trail("1", tenant="t"))
-    assert isinstance(await anext(answer), Start)
-    with pytest.raises(TooMany):
-        await anext(layer(CALL, Trail("2", tenant="t")))
-    await answer.aclose()
-    assert [event async for event in layer(CALL, Trail("3", tenant="t"))]
-
-
-async def test_a_tenant_without_limits_gets_the_inner_answer_itself() -> None:
-    layer = LimitLayer(FakeModel(), limits(Clock(), rpm=1))
-    for _ in range(3):
-        assert [event async for event in layer(CALL, Trail("1", tenant="free"))]
+async def test_a_request_counts_until_its_answer_has_ended() -> None:
+    tenant = Tenant(name="default", max_concurrent=1)
+    settings = settings_for_tests(tenants=(tenant,))
+    gate = asyncio.Event()
+    async with serving(settings, {"small": FakeModel(gate=gate), "large": FakeModel()}) as running:
+        body = {"model": "small", "messages": [{"role": "user", "content": "hello"}]}
+        first = asyncio.create_task(running.client.post(CHAT, json=body))
+        await eventually(lambda: running.models["small"].calls)
+        refused = await running.client.post(CHAT, json=body)
+        gate.set()
+        assert (await first).status_code == 200
+        again = await running.client.post(CHAT, json=body)
+    assert refused.status_code == 429
+    assert again.status_code == 200
 
 
 async def test_several_calls_of_one_request_are_counted_once() -> None:
