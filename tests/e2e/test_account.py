@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from gateway.observe.rollup import TECHNIQUES
-from tests.support.program import Program, running
+from tests.support.program import Program, running, wait_until
 from tests.support.served import ALICE, Models, chat
 
 
@@ -57,8 +57,7 @@ def test_every_answer_whose_end_was_delivered_is_in_the_account_after_kill_9(own
     callers = [threading.Thread(target=ask, args=(number,)) for number in range(8)]
     for caller in callers:
         caller.start()
-    while len(delivered) < 60:
-        threading.Event().wait(0.01)
+    wait_until(lambda: len(delivered) >= 60, "enough is answered")
     own.kill()
     stop.set()
     for caller in callers:

@@ -101,7 +101,7 @@ def test_an_alias_is_auto_and_a_conversation_stays_where_it_is(front: Program, q
 def test_a_hang_up_reaches_the_engine_of_the_other(
     server: Program, front: Program, models: Models, question
 ) -> None:
-    body = json.dumps(models.long(question(), model="large", stream=True)).encode()
+    body = json.dumps(models.long(question(), 1500, model="large", stream=True)).encode()
     with front.connect() as connection:
         head = (
             f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"

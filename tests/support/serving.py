@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import sys
+import threading
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
@@ -141,8 +143,15 @@ async def _serve_slowly(port: int) -> None:
     async with serving(settings, {"small": slow, "large": slow}) as running:
         sys.stdout.write(f"{running.port}\n")
         sys.stdout.flush()
-        await asyncio.to_thread(sys.stdin.readline)
-        gate.set()
+        loop = asyncio.get_running_loop()
+
+        def wait_for_word() -> None:
+            os.read(0, 1)
+            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(gate.set)
+
+        # A thread of the executor would be waited for at the end, and the word may never come.
+        threading.Thread(target=wait_for_word, daemon=True).start()
         await running.stopped
 
 

@@ -10,6 +10,7 @@ import pytest
 from gateway import settings as shape
 from gateway.cli import explained, main
 from gateway.configure import load
+from tests.support.program import PATIENCE_S
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -81,7 +82,7 @@ def test_a_settings_error_needs_no_engine_and_no_server() -> None:
         "sys.exit(any(name in sys.modules for name in ('torch', 'uvicorn', 'fastapi')))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=False, timeout=60
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=False, timeout=PATIENCE_S
     )
     assert done.returncode == 0, done.stderr
 
