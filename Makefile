@@ -19,7 +19,7 @@ run: .venv/.run  ## serve the bundled models on http://127.0.0.1:8080
 	@exec $(BIN)/sluice serve $(if $(CONFIG),--config $(CONFIG))
 
 test: .venv/.dev  ## every test that this machine can run
-	$(BIN)/pytest --cov --cov-report=term:skip-covered
+	$(BIN)/pytest --durations=15 --cov --cov-report=term:skip-covered
 
 gpu-test:  ## every GPU kernel against its twin, on a machine with a GPU: PYTHON needs torch, triton, pytest
 	$(PYTHON) -m pytest -q tests/gpu
