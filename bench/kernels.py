@@ -23,7 +23,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bench.engine_gpu import SHAPES, Card, measure_card
+from bench.engine_gpu_bound import Card, measure_card
+from bench.engine_gpu_shapes import SHAPES
 from engine.kernels.gpu import extend, gemv
 from engine.kernels.gpu.activation import silu_mul
 from engine.kernels.gpu.attend import Scratch

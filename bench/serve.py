@@ -153,7 +153,7 @@ def wait_for(process: subprocess.Popen[str]) -> dict[str, Any]:
 
 
 def measure(shape: str, seconds: float) -> dict[str, Any]:
-    from bench.engine_gpu import SHAPES
+    from bench.engine_gpu_shapes import SHAPES
 
     vocab = int(SHAPES[shape]["vocab_size"])
     command = [sys.executable, "-m", "bench.serve_server", str(PORT), shape]

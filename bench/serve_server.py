@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bench.engine_gpu import SEED, SHAPES, Alone, Timed, make_gpu_lane
+from bench.engine_gpu_alone import Alone, Timed, make_gpu_lane
+from bench.engine_gpu_shapes import SEED, SHAPES
 from bench.gateway_answers import KEY
 from bench.serve import EACH, PROMPT, STREAMS, WANTED
 from engine.engine import Engine
