@@ -17,7 +17,8 @@ slow one holds up nobody.
 - The flight may take as long as its most patient listener allows. Each listener leaves at its own
   deadline.
 - The owner is who pays: the flight runs in its tenant's name and it alone is told of the computed
-  tokens. That is the first listener, and when it hangs up, the next.
+  tokens, and of those that were computed in vain. That is the first listener, and when it hangs up,
+  the next.
 - A failure is reported to everyone, once each. Two are somebody's own: a refusal of the owner's
   tenant (its rate, its budget) is not another tenant's, and a flight that died of its deadline is
   asked again by who has time left. In each such round an owner drops out, so rounds end.
@@ -100,13 +101,14 @@ class _Flight:
     error: AnswerError | None = None
     listeners: list[_Listener] = field(default_factory=list)
     owner: _Listener | None = None
+    billed: int = 0
+    """How much of the trail's waste the owner has been told."""
     task: asyncio.Task[None] | None = None
     sleepers: list[asyncio.Future[None]] = field(default_factory=list)
 
     def enter(self, trail: Trail) -> _Listener:
         listener = _Listener(trail, self.owner is not None, frozenset(trail.spans_ms))
         self.listeners.append(listener)
-        trail.owes = self.owner is None
         if self.owner is None:
             self.owner = listener
         self.trail.tags += tuple(tag for tag in trail.tags if tag not in self.trail.tags)
@@ -115,8 +117,6 @@ class _Flight:
 
     def leave(self, listener: _Listener) -> None:
         self.listeners.remove(listener)
-        if not self.trail.owes:  # another gateway computes (cache/join_remote.py)
-            listener.trail.owes = False
         if listener.alarm is not None:
             listener.alarm.cancel()
         failed = self.over and not self.ended
@@ -134,7 +134,6 @@ class _Flight:
 
     def _pass_on(self, heir: _Listener) -> None:
         assert self.owner is not None
-        self.owner.trail.owes, heir.trail.owes = False, True
         self.owner = heir
         self.trail.tenant, self.trail.user = heir.trail.tenant, heir.trail.user
         self.trail.share = heir.trail.share
@@ -268,12 +267,15 @@ class Join:
 
     async def _leave(self, key: _FlightKey, flight: _Flight, listener: _Listener) -> None:
         flight.leave(listener)
-        if flight.listeners or flight.over or flight.ended:
-            return
-        self._forget(key, flight)
-        assert flight.task is not None
-        flight.task.cancel()
-        await asyncio.wait([flight.task])
+        try:
+            if flight.listeners or flight.over or flight.ended:
+                return
+            self._forget(key, flight)
+            assert flight.task is not None
+            flight.task.cancel()
+            await asyncio.wait([flight.task])
+        finally:
+            _bill(flight, listener)
 
     def _forget(self, key: _FlightKey, flight: _Flight) -> None:
         if self._flights.get(key) is flight:
@@ -305,8 +307,23 @@ def _as_heard(event: Event, flight: _Flight, listener: _Listener) -> Event:
         _tell(flight, listener)
         if listener is not flight.owner:
             return End(replace(event.usage, computed_tokens=0))
-        listener.trail.wasted.extend(flight.trail.wasted)
+        _bill(flight, listener)
     return event
+
+
+def _bill(flight: _Flight, listener: _Listener) -> None:
+    """Tell the owner, once, what was computed in vain. If it leaves before an `End` that is there
+    already, and nobody inherits it, the whole answer was."""
+    if listener is not flight.owner:
+        return
+    listener.trail.wasted.extend(flight.trail.wasted[flight.billed :])
+    flight.billed = len(flight.trail.wasted)
+    if listener.read_end or not flight.ended:
+        return
+    listener.read_end = True
+    start, end = flight.log[0], flight.log[-1]
+    if isinstance(start, Start) and isinstance(end, End) and end.usage.computed_tokens:
+        listener.trail.cut(start.model, end.usage)
 
 
 def _tell(flight: _Flight, listener: _Listener) -> None:

@@ -126,7 +126,6 @@ class SharedJoin:
                 claim = await self._claim(names, token, lost=claim.holder)
             else:
                 return
-        trail.owes = True
         computed = self._inner(call, trail)
         if claim.role == "lead":
             computed = self._lead(names, token, computed)
@@ -160,7 +159,6 @@ class SharedJoin:
     async def _follow(
         self, names: FlightNames, holder: bytes, trail: Trail, heard: Heard
     ) -> Answer:
-        trail.owes = False
         log = read_log(self._line, names, holder, clock=self._clock)
         async with aclosing(heard.note(log)) as events:
             async for event in events:

@@ -22,7 +22,7 @@ small failing means large. Large failing is an error, because the promise is abo
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -51,10 +51,10 @@ from engine.contract import (
     Trail,
     UnknownModel,
     Usage,
-    Waste,
 )
 
 AUTO = "auto"
+ABANDONED = "abandoned for the large model's answer"
 
 Embed = Callable[[Call], Awaitable[NDArray[Any] | None]]
 """The call's vector, as the semantic cache made it; None where it has none."""
@@ -185,7 +185,7 @@ class Cascade:
                 yield event
 
     async def _try_small(self, asked: Question, trail: Trail, route: Route, team: Team) -> Answer:
-        call, model = asked.call, asked.small.model
+        call, model, wasted = asked.call, asked.small.model, len(trail.wasted)
         hold = Hold(call.n, None if holds_whole(call) else route.hold_tokens)
         tells = team.abilities.get(model, Abilities()).logprobs
         small = self._answerer(model)(
@@ -195,30 +195,19 @@ class Cascade:
             choice = await self._judge(asked, small, hold, trail, route)
             _decide(trail, choice, asked)
             if choice.model == model:
-                async for event in _resume(hold, small):
-                    self._note(event, call, model)
-                    yield event if call.logprobs else _bare(event)
+                kept = _resume(hold, small, model, trail)
+                async with aclosing(kept):
+                    async for event in kept:
+                        self._note(event, call, model)
+                        yield event if call.logprobs else _bare(event)
                 return
-        large = self._escalate(asked, hold, trail, choice.model)
+        if hold.text:
+            trail.drafts.append(Draft(hold.text, source=model))
+        thrown = _throw_away(hold, model, trail, wasted)
+        large = self._commit(call, trail, choice.model)
         async with aclosing(large):
             async for event in large:
-                yield event
-
-    async def _escalate(self, asked: Question, hold: Hold, trail: Trail, model: str) -> Answer:
-        """The large model's answer. What small said until then is thrown away in any case, also
-        where large fails or the caller hangs up."""
-        small = asked.small.model
-        if hold.text:
-            trail.drafts.append(Draft(hold.text, source=small))
-        large, ended = self._commit(asked.call, trail, model), False
-        try:
-            async with aclosing(large):
-                async for event in large:
-                    ended = ended or isinstance(event, End)
-                    yield _with_waste(event, hold, small, trail)
-        finally:
-            if not ended:
-                _throw_away(hold, small, trail)
+                yield _computed_for(event, thrown)
 
     async def _judge(
         self, asked: Question, small: Answer, hold: Hold, trail: Trail, route: Route
@@ -226,11 +215,10 @@ class Cascade:
         """Hold, then ask the route again. A small model that fails has judged itself."""
         try:
             await _fill(hold, small)
-        except BaseException as error:
-            if isinstance(error, AnswerError) and not isinstance(error, DeadlineExceeded):
-                return Choice(asked.large.model, f"escalated: small failed ({error.message})")
-            _throw_away(hold, asked.small.model, trail)
+        except DeadlineExceeded:
             raise
+        except AnswerError as error:
+            return Choice(asked.large.model, f"escalated: small failed ({error.message})")
         if not hold.is_full:
             return Choice(asked.large.model, "escalated: small's answer broke off")
         started = time.perf_counter()
@@ -285,11 +273,19 @@ async def _fill(hold: Hold, answer: Answer) -> None:
             return
 
 
-async def _resume(hold: Hold, rest: Answer) -> AsyncIterator[Event]:
-    for event in hold.events:
-        yield event
-    async for event in rest:
-        yield event
+async def _resume(hold: Hold, rest: Answer, model: str, trail: Trail) -> Answer:
+    """What was held, and then live. Of an answer that ended while it was held nobody else knows
+    that it was cut."""
+    ended = False
+    try:
+        for event in hold.events:
+            ended = isinstance(event, End)
+            yield event
+        async for event in rest:
+            yield event
+    finally:
+        if hold.usage is not None and not ended:
+            trail.cut(model, hold.usage)
 
 
 def _bare(event: Event) -> Event:
@@ -299,21 +295,21 @@ def _bare(event: Event) -> Event:
     return event
 
 
-def _with_waste(event: Event, hold: Hold, model: str, trail: Trail) -> Event:
-    """The abandoned attempt was computed for this request too: its tokens, and a prompt again (of
-    an answer that did not end as long as the large model's, the nearest thing to know of it)."""
-    if not isinstance(event, End) or not hold.tokens:
+def _throw_away(hold: Hold, model: str, trail: Trail, since: int) -> list[Usage]:
+    """What the abandoned attempt took, now that it is closed: a model that was cut short has told
+    it (the trail's waste from `since` on), and one that had ended while it was held tells by its
+    End. It is this request's to pay whatever becomes of the large model's answer."""
+    if hold.usage is not None:
+        trail.cut(model, hold.usage)
+    thrown = trail.wasted[since:]
+    trail.wasted[since:] = [replace(one, why=ABANDONED) for one in thrown]
+    return [one.usage for one in thrown]
+
+
+def _computed_for(event: Event, thrown: list[Usage]) -> Event:
+    """What was thrown away was computed for this request, too."""
+    if not isinstance(event, End) or not thrown:
         return event
+    more = sum(one.prompt_tokens - one.cached_tokens + one.completion_tokens for one in thrown)
     usage = event.usage
-    spent = hold.usage or Usage(usage.prompt_tokens, hold.tokens)
-    trail.wasted.append(Waste(model, spent, "abandoned for the large model's answer"))
-    computed = spent.prompt_tokens - spent.cached_tokens + spent.completion_tokens
-    return End(replace(usage, computed_tokens=usage.computed_tokens + computed))
-
-
-def _throw_away(hold: Hold, model: str, trail: Trail) -> None:
-    """Of an attempt that nothing came after: the answer's tokens, because its prompt's are told by
-    an End alone. They are at least what was computed."""
-    if hold.tokens:
-        spent = hold.usage or Usage(0, hold.tokens)
-        trail.wasted.append(Waste(model, spent, "abandoned, and the request was cut"))
+    return End(replace(usage, computed_tokens=usage.computed_tokens + more))

@@ -11,10 +11,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from engine.contract import Call, Message, Usage
+from engine.contract import Call, Delta, Message, Part, Usage
 
 CHARS_PER_TOKEN = 4.0
 """For models whose tokenizer we cannot ask. English prose has 4–5, code and digits 2–3."""
+BYTES_PER_TOKEN = 4
+NOT_TEXT_CHARS = 4096
+"""An image, whatever its bytes: large providers count some 85 to 1,500 tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +69,8 @@ class ExpectedLength:
 
 
 def estimate_prompt_tokens(call: Call) -> int:
-    """From the characters; exact where the prompt came as token ids."""
+    """From the characters; exact where the prompt came as token ids. The one estimate of a prompt
+    whose tokens nobody tells: routes, token rates and unfinished answers are counted by it."""
     if call.kind == "text" and not isinstance(call.prompt, str):
         return len(call.prompt)
     chars = len(call.prompt) if call.kind == "text" else 0
@@ -85,6 +89,33 @@ def estimate_held_tokens(call: Call) -> int:
 def _chars(messages: Sequence[Message]) -> int:
     chars = 0
     for message in messages:
-        chars += 16 + sum(len(part.body) for part in message.parts)
+        chars += 16 + sum(map(_size, message.parts))
         chars += sum(len(tool.name) + len(tool.arguments) for tool in message.tool_calls)
     return chars
+
+
+def _size(part: Part) -> int:
+    return len(part.body) if part.kind == "text" else NOT_TEXT_CHARS
+
+
+@dataclass(slots=True)
+class Heard:
+    """The tokens of an answer that says no counts: one a delta, or more where there is more text
+    than one token holds (some servers send several at a time)."""
+
+    deltas: int = 0
+    text_bytes: int = 0
+    known: int = 0
+    """In deltas that tell their tokens."""
+
+    def add(self, delta: Delta) -> None:
+        told = len(delta.token_ids) or len(delta.logprobs)
+        if told:
+            self.known += told
+            return
+        self.deltas += 1
+        self.text_bytes += len(delta.payload.encode())
+
+    @property
+    def tokens(self) -> int:
+        return self.known + max(self.deltas, self.text_bytes // BYTES_PER_TOKEN)

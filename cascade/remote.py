@@ -13,6 +13,10 @@ The transport is used directly, without httpx's client around it: that saves coo
 (which are refused anyway: a redirect could leave the checked address) and two thirds of the time.
 HTTP/1.1 is spoken by http1.py, whose calls cost a small part of httpx's own (`open_transport`).
 
+An answer that is cut is told as `Trail.cut` wants it: by the server's counts where it has sent
+some, else by estimate. A request that was sent and given up before anything came took its prompt's
+tokens; one that was refused, or that never left, took nothing.
+
 Secrets come from the environment only, and an error's text is searched for the key before it
 leaves. A hang-up closes the response, which closes the connection, which is how the server hears of
 it.
@@ -32,7 +36,7 @@ from cascade.address import Addresses, AddressRefused
 from cascade.guard import Backoff, Breaker
 from cascade.http1 import Whole
 from cascade.openai_wire import request_body, usage_of
-from cascade.price import estimate_prompt_tokens
+from cascade.price import Heard, estimate_prompt_tokens
 from cascade.reply import (
     Again,
     Reply,
@@ -81,6 +85,37 @@ class Upstream:
     """OpenAI's newest models take max_completion_tokens only."""
 
 
+class _Unheard(Exception):
+    """Time was up before the first chunk, whatever the server has computed by then."""
+
+    def __init__(self, error: AnswerError) -> None:
+        super().__init__(error.message)
+        self.error = error
+
+
+class _Told:
+    """What one answer took, as far as it has been told or heard."""
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+        self._heard = Heard()
+        self.open_choices = set(range(call.n))
+        self.counts: Usage | None = None
+        """The server's own."""
+
+    def hear(self, event: Delta | Finish) -> None:
+        if isinstance(event, Delta):
+            self._heard.add(event)
+        else:
+            self.open_choices.discard(event.index)
+
+    def usage(self) -> Usage:
+        if self.counts is not None:
+            return self.counts
+        prompt, answer = estimate_prompt_tokens(self._call), self._heard.tokens
+        return Usage(prompt, answer, 0, prompt + answer)
+
+
 def secret(variable: str, environ: Mapping[str, str]) -> str:
     """The key that `variable` holds. Settings name variables and never hold keys."""
     found = environ.get(variable, "").strip()
@@ -115,26 +150,26 @@ class Remote:
         return self._breaker
 
     async def __call__(self, call: Call, trail: Trail) -> Answer:
-        name = self._upstream.name
-        usage: Usage | None = None
-        open_choices, deltas = set(range(call.n)), 0
+        name, told, ended = self._upstream.name, _Told(call), False
         reply = await self._begin(call, trail)
-        async with aclosing(reply):
-            yield Start(trail.id, reply.created or int(self._now()), name, name)
-            async for chunk in reply.chunks(self._upstream.between_bytes_timeout_s):
-                if chunk.error is not None:
-                    raise self._failed(f"broke off: {error_text(chunk.error)}")
-                for event in reply.events_in(chunk, call.n):
-                    deltas += isinstance(event, Delta)
-                    if isinstance(event, Finish):
-                        open_choices.discard(event.index)
-                    yield event
-                if chunk.usage is not None:
-                    usage = usage_of(chunk.usage) or usage
-        if open_choices:
-            raise self._failed("ended its answer in the middle")
-        prompt = estimate_prompt_tokens(call)
-        yield End(usage or Usage(prompt, deltas, 0, prompt + deltas))
+        try:
+            async with aclosing(reply):
+                yield Start(trail.id, reply.created or int(self._now()), name, name)
+                async for chunk in reply.chunks(self._upstream.between_bytes_timeout_s):
+                    if chunk.error is not None:
+                        raise self._failed(f"broke off: {error_text(chunk.error)}")
+                    for event in reply.events_in(chunk, call.n):
+                        told.hear(event)
+                        yield event
+                    if chunk.usage is not None:
+                        told.counts = usage_of(chunk.usage) or told.counts
+            if told.open_choices:
+                raise self._failed("ended its answer in the middle")
+            ended = True
+            yield End(told.usage())
+        finally:
+            if not ended:
+                trail.cut(name, told.usage(), estimated=told.counts is None)
 
     async def _begin(self, call: Call, trail: Trail) -> Reply:
         """A reply whose first chunk is there; tells the breaker how that went."""
@@ -175,15 +210,22 @@ class Remote:
         tried = 0
         while True:
             tried += 1
+            post = Whole(body)
             try:
-                return await self._try(kind, body, trail)
+                return await self._try(kind, post, trail)
+            except (asyncio.CancelledError, _Unheard) as given_up:
+                if post.sent:
+                    trail.cut(self._upstream.name, _Told(call).usage(), estimated=True)
+                if isinstance(given_up, _Unheard):
+                    raise given_up.error from given_up
+                raise
             except Again as failure:
                 pause_s = self._backoff.pause_s(tried, failure.retry_after_s, trail.remaining_s())
                 if pause_s is None:
                     raise failure.error from failure
                 await asyncio.sleep(pause_s)
 
-    async def _try(self, path: str, body: bytes, trail: Trail) -> Reply:
+    async def _try(self, path: str, body: Whole, trail: Trail) -> Reply:
         limit_s, by_deadline = self._first_byte_limit(trail)
         try:
             async with asyncio.timeout(limit_s):
@@ -195,18 +237,19 @@ class Remote:
                     raise
                 return reply
         except TimeoutError as error:
-            if by_deadline:
-                raise DeadlineExceeded(
-                    f"Upstream {self._upstream.name!r} had not begun to answer when the request's "
-                    "time was up; allow more time."
-                ) from error
-            raise self._failed("did not begin to answer in time") from error
+            if not by_deadline:
+                raise _Unheard(self._failed("did not begin to answer in time")) from error
+            late = DeadlineExceeded(
+                f"Upstream {self._upstream.name!r} had not begun to answer when the request's "
+                "time was up; allow more time."
+            )
+            raise _Unheard(late) from error
         except AddressRefused as error:
             raise self._failed(f"may not be reached: {error}") from error
         except (httpx.ConnectError, httpx.ConnectTimeout, OSError) as error:
             raise Again(self._failed("cannot be reached, or hung up at once")) from error
         except httpx.TimeoutException as error:
-            raise self._failed("went silent before its answer") from error
+            raise _Unheard(self._failed("went silent before its answer")) from error
         except httpx.HTTPError as error:
             raise Again(self._failed("broke the connection off")) from error
 
@@ -216,7 +259,7 @@ class Remote:
             return remaining_s, True
         return limit_s, False
 
-    async def _send(self, path: str, body: bytes, trail: Trail) -> Reply:
+    async def _send(self, path: str, body: Whole, trail: Trail) -> Reply:
         place = await self._addresses.place(path)
         upstream = self._upstream
         traced = [("traceparent", trail.traceparent)] if trail.traceparent else []
@@ -227,10 +270,10 @@ class Remote:
             headers=[
                 ("host", place.host),
                 *self._headers,
-                ("content-length", str(len(body))),
+                ("content-length", str(len(body.data))),
                 *traced,
             ],
-            stream=Whole(body),
+            stream=body,
             extensions={
                 "timeout": {
                     "connect": upstream.connect_timeout_s,

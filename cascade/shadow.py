@@ -276,7 +276,7 @@ def _can_be_kept(call: Call) -> bool:
 
 async def _whole(answerer: Answerer, call: Call, spent: list[Waste]) -> Answered:
     hold = Hold(1, None)
-    answer = answerer(call, Trail("shadow", tenant="shadow", share=SHARE))
+    answer = answerer(call, Trail("shadow", tenant="shadow", share=SHARE, wasted=spent))
     async with aclosing(answer):
         async for event in answer:
             hold.add(event)

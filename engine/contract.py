@@ -15,7 +15,8 @@ A stored answer sends its whole middle as one `Burst` instead; only renderers lo
 
 `Start` is the commit point: before it a failure is raised as an `AnswerError` and becomes an HTTP
 status; after it, it can only become an error event inside the stream. An answer without `End` was
-cut: it is never stored and never counted as complete.
+cut: it is never stored and never counted as complete. Whoever computed it says what that took
+(`Trail.cut`) before it has closed or raised, so that all who settle an account settle the same.
 
 Whoever iterates an answer and may stop early closes it (`contextlib.aclosing`), because closing is
 how a hang-up travels inwards to the engine and frees its memory.
@@ -251,14 +252,19 @@ class Decision:
     """What each candidate was expected to cost, in nano-USD."""
 
 
+CUT = "the answer was cut"
+
+
 @dataclass(frozen=True, slots=True)
 class Waste:
-    """What was computed for a request and not delivered: a small model's answer that was judged
-    too weak, an audit, a shadow run. `usage` counts as in an answer of `model`."""
+    """What was computed for a request and not delivered: an answer that was cut, a small model's
+    that was judged too weak, an audit, a shadow run. `usage` counts as in an answer of `model`."""
 
     model: str
     usage: Usage
     why: str
+    estimated: bool = False
+    """A model elsewhere did not say, and its tokens are guessed from the text."""
 
 
 @dataclass(slots=True)
@@ -285,9 +291,7 @@ class Trail:
     age_s: float | None = None
     decisions: list[Decision] = field(default_factory=list)
     wasted: list[Waste] = field(default_factory=list)
-    """What a layer computed on the way and threw away: this request pays for it."""
-    owes: bool = True
-    """Whether what is computed now is this request's to pay: not while it follows another's."""
+    """What was computed on the way and not delivered: this request pays for it."""
     traceparent: str = ""
     """The W3C trace context that what happens inside belongs to; empty: none."""
 
@@ -296,6 +300,12 @@ class Trail:
         if self.deadline is None:
             return None
         return max(0.0, self.deadline - time.monotonic())
+
+    def cut(self, model: str, usage: Usage, *, estimated: bool = False) -> None:
+        """`model` began an answer that will not end: the prompt tokens that it has computed (and
+        found), and the tokens that it has drawn. Nothing, if it has not begun."""
+        if usage.prompt_tokens or usage.completion_tokens:
+            self.wasted.append(Waste(model, usage, CUT, estimated))
 
     def span(self, name: str, started: float) -> None:
         """Book the time since `started` (`time.perf_counter()` seconds) under `name`."""

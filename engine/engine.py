@@ -6,7 +6,9 @@ What happens where, for one call:
     engine thread                                          queue ─▶ prefill ─▶ decode ─▶ mailbox
 
 Start is sent with the first event of the answer, so that whatever fails in queue or prefill can
-still become an HTTP status. Closing the generator at any point cancels the request.
+still become an HTTP status. Closing the generator at any point cancels the request, and waits for
+the step that is under way: what was computed by then is known to the engine thread alone, and who
+hangs up owes it (`Trail.cut`).
 
 Tokenising leaves the event loop: 100 KB of prompt take tens of milliseconds, and the tokenizer
 works without Python's lock. The hop costs 50 to 100 µs.
@@ -21,6 +23,7 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 from engine.contract import Answerer, Call, End, Event, Overloaded, Start, Trail
 from engine.lane import Lane, LaneStats
@@ -30,7 +33,7 @@ from engine.request import Request, check, make_request
 
 TOKENISING_THREADS = 2
 LAST_STEP_S = 30.0
-"""How long `stop` waits for a step that has begun."""
+"""How long a step that has begun is waited for."""
 
 
 class Engine:
@@ -104,6 +107,7 @@ class Engine:
 
         async def answer(call: Call, trail: Trail) -> AsyncGenerator[Event, None]:
             request = await self._submit(lane, call, trail)
+            event: Event | None = None
             try:
                 event = await request.mailbox.take()
                 self._book_waiting(trail, request)
@@ -114,9 +118,21 @@ class Engine:
                 self._book_decode(trail, request)
                 yield event
             finally:
-                self._loop.cancel(request)
+                if not isinstance(event, End):
+                    await self._give_up(request, name, trail)
 
         return answer
+
+    async def _give_up(self, request: Request, name: str, trail: Trail) -> None:
+        """Let an answer go that will not be heard to its end, and say what it took."""
+        self._loop.cancel(request)
+        try:
+            if self.alive and _is_here(request.mailbox.loop):
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(LAST_STEP_S):
+                        await request.mailbox.empty()
+        finally:
+            trail.cut(name, request.computed())
 
     async def _submit(self, lane: Lane, call: Call, trail: Trail) -> Request:
         if self._draining:
@@ -147,3 +163,12 @@ class Engine:
     def _book_decode(self, trail: Trail, request: Request) -> None:
         if request.first_token is not None:
             trail.stage("decode", request.first_token, self._clock())
+
+
+def _is_here(loop: asyncio.AbstractEventLoop) -> bool:
+    """Whether it is `loop` that runs this. Not so for an answer that nobody closed and whose loop
+    is gone: nothing can be waited for there."""
+    try:
+        return asyncio.get_running_loop() is loop
+    except RuntimeError:
+        return False

@@ -109,7 +109,8 @@ class Loop:
             self._wake.notify()
 
     def cancel(self, request: Request) -> None:
-        """Give up a request: its pages are free within one step. Harmless when it is done."""
+        """Give up a request: its pages are free within one step, and its mailbox gets a last item
+        that says so. Harmless when it is done: then the last is there, or on its way."""
         if request.done:
             return
         with self._wake:
@@ -275,6 +276,7 @@ class Loop:
                 self._accept(message.request)
             elif message.request in self._live:
                 self._drop(message.request)
+                self._close(message.request, Failed("The request was given up."))
         self._flush()
         return not self._stopping
 

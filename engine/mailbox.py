@@ -15,10 +15,11 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import groupby
 from typing import TypeAlias
 
-from engine.contract import AnswerError, Delta, Event
+from engine.contract import AnswerError, Delta, End, Event
 
 Item: TypeAlias = Event | AnswerError
 
@@ -33,6 +34,8 @@ class Mailbox:
 
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
+        self.over = False
+        """Whether the last has been taken."""
         self.due = 0.0
         """When the next text may leave, on the engine's clock. The outbox's."""
         self._items: deque[Item] = deque()
@@ -49,9 +52,16 @@ class Mailbox:
             self._filled.clear()
             await self._filled.wait()
         item = self._items.popleft()
+        self.over = isinstance(item, AnswerError | End)
         if isinstance(item, AnswerError):
             raise item
         return item
+
+    async def empty(self) -> None:
+        """Take and forget all there is, until the last."""
+        with suppress(AnswerError):
+            while not self.over:
+                await self.take()
 
 
 class Outbox:

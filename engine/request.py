@@ -73,6 +73,18 @@ class Request:
             computed_tokens=sum(s.spent + 1 - s.ahead for s in sequences),
         )
 
+    def computed(self) -> Usage:
+        """What was computed of an answer that was cut, counted as `usage` does: a prompt as far as
+        it was read, and whatever was drawn, also what was not yet delivered. To be asked by the
+        engine thread, or once it has let go of the request."""
+        begun = [s for s in self.sequences if s.spent]
+        return Usage(
+            prompt_tokens=max((s.prompt_read for s in begun), default=0),
+            completion_tokens=sum(s.known - s.num_prompt for s in begun),
+            cached_tokens=min((s.cached for s in begun), default=0),
+            computed_tokens=sum(s.spent for s in begun),
+        )
+
 
 def check(call: Call, lane: Lane) -> None:
     """Raise BadCall for what this model cannot do, before its prompt is read."""

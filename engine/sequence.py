@@ -127,6 +127,13 @@ class Sequence:
             return 0
         return self.known + self.ahead - self.computed
 
+    @property
+    def prompt_read(self) -> int:
+        """Prompt tokens that were computed, or found in the tree, at any time."""
+        if self.known > self.num_prompt:
+            return self.num_prompt
+        return min(self.num_prompt, self.cached + self.spent)
+
     def append(self, token: int) -> None:
         """Add a generated token; the buffer grows by doubling."""
         self.ahead = max(0, self.ahead - 1)

@@ -13,12 +13,13 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query
 
 from cascade.shadow import Shadow
-from engine.contract import CacheStatus, Decision
+from engine.contract import CUT, CacheStatus, Decision, Usage
 from gateway.api.admin_gate import AdminGate
 from gateway.errors import NoSuchPath
 from gateway.observe.explain import explain, why
 from gateway.observe.keeper import Keeper
 from gateway.observe.ledger import Record
+from gateway.observe.rollup import plus
 from gateway.parts.policies import TenantPolicy
 
 PREFIXES = ("chatcmpl-", "cmpl-")
@@ -132,8 +133,9 @@ def _bound(loss: float, delta: float) -> dict[str, float]:
 
 
 def line_of(record: Record) -> dict[str, Any]:
-    """One call, without content. Money in US dollars, times in milliseconds."""
-    usage = record.usage
+    """One call, without content. Money in US dollars, times in milliseconds. Tokens are those of
+    the answer, or of as much of it as there was when it was cut."""
+    usage = produced(record)
     return {
         "id": record.id,
         "at": record.at,
@@ -155,11 +157,22 @@ def line_of(record: Record) -> dict[str, Any]:
                 "model": one.model,
                 "prompt_tokens": one.usage.prompt_tokens,
                 "completion_tokens": one.usage.completion_tokens,
+                "cached_tokens": one.usage.cached_tokens,
                 "why": one.why,
+                "estimated": one.estimated,
             }
             for one in record.wasted
         ],
     }
+
+
+def produced(record: Record) -> Usage:
+    """An answer that was cut has no usage: nobody was given it. What it took is with the waste."""
+    usage = record.usage
+    for one in record.wasted:
+        if one.why == CUT:
+            usage = plus(usage, one.usage)
+    return usage
 
 
 def _cache(status: CacheStatus) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine.contract import CacheStatus
+from engine.contract import CacheStatus, Waste
 from gateway.errors import CLIENT_GONE
 from gateway.observe.ledger import NOBODY, Record
 from gateway.observe.rollup import OK, Money, Prices, Sum
@@ -90,13 +90,22 @@ def story(record: Record) -> list[dict[str, str]]:
         {
             "layer": "Waste",
             "outcome": one.model,
-            "text": f"{one.usage.prompt_tokens + one.usage.completion_tokens} tokens: {one.why}",
+            "text": _wasted(one),
         }
         for one in record.wasted
     ]
     if record.origin != NOBODY and record.status == OK:
         told.append({"layer": "Answer", "outcome": record.origin, "text": verdict(record)})
     return told
+
+
+def _wasted(one: Waste) -> str:
+    usage, about = one.usage, "about " if one.estimated else ""
+    reused = f" ({usage.cached_tokens} of them were in the prefix tree)"
+    return (
+        f"{about}{usage.prompt_tokens} prompt tokens{reused if usage.cached_tokens else ''} and "
+        f"{about}{usage.completion_tokens} of an answer: {one.why}"
+    )
 
 
 def money_of(record: Record, prices: Prices) -> dict[str, Any]:

@@ -5,11 +5,9 @@ is missing from the account. The hot path makes the record and appends it to a l
 metrics, the dashboard and the roll-up are folded from it in batches (observe/rollup.py), because a
 labelled histogram alone would cost some 19 µs a request.
 
-An answer that did not end was computed in vain: its `cut_tokens` are the answer's tokens that went
-by here, for who had to pay for them (`Trail.owes`: not a follower, whose generation somebody else
-pays or inherits); of a model that gives no ids they are estimated from the text, as budgets do
-(tenants/spend.py). Not known are the prompt's tokens, which only `End` tells, and what was computed
-and not yet handed on.
+An answer that did not end was computed in vain. What it took stands with the rest of the waste, as
+whoever computed it told the trail (`Trail.cut`): budgets and token rates are settled by the same
+numbers (tenants/spend.py). A follower of a join is told of none, because another pays.
 
 What is kept, and how it outlives the process: observe/journal.py and observe/keeper.py.
 """
@@ -41,8 +39,6 @@ from gateway.errors import CLIENT_GONE
 NOBODY = "none"
 """The origin of a request that was not answered."""
 NOTHING = Usage(0, 0)
-BYTES_PER_TOKEN = 4
-"""For estimates: English in the vocabularies of today."""
 
 
 class Record(msgspec.Struct, frozen=True, gc=False, array_like=True):
@@ -61,6 +57,8 @@ class Record(msgspec.Struct, frozen=True, gc=False, array_like=True):
     cache: list[CacheStatus]
     decisions: list[Decision]
     cut_tokens: int = 0
+    """Of records of version 0.1 and before: an answer's tokens that were heard before it was cut.
+    Today they are among the waste."""
     wasted: list[Waste] = []
 
 
@@ -69,11 +67,6 @@ def refusal(request_id: str, tenant: str, model: str, status: int) -> Record:
     return Record(
         time.time(), request_id, tenant, model, NOBODY, status, NOTHING, 0.0, None, [], []
     )
-
-
-def tokens_in(text: str) -> int:
-    """An estimate, for text of a model that gives no ids."""
-    return max(1, len(text.encode()) // BYTES_PER_TOKEN) if text else 0
 
 
 class Ledger:
@@ -119,12 +112,9 @@ class LedgerLayer:
         try:
             async for event in answer:
                 kind = event.__class__
-                if kind is Delta:
-                    entry.tokens += len(event.token_ids) or tokens_in(event.payload)  # type: ignore[union-attr]
+                if kind is Delta or kind is Burst:
                     if entry.first is None:
                         entry.first = self._clock()
-                elif kind is Burst:
-                    entry.first = self._clock()
                 elif kind is Start:
                     entry.start = event  # type: ignore[assignment]
                 elif kind is End:
@@ -164,8 +154,7 @@ class LedgerLayer:
                 None if first is None else first - entry.started,
                 trail.cache,
                 trail.decisions,
-                entry.tokens if status != 200 and trail.owes else 0,
-                trail.wasted,
+                wasted=trail.wasted,
             )
         )
 
@@ -173,7 +162,7 @@ class LedgerLayer:
 class _Entry:
     """What is known of one call while it is answered."""
 
-    __slots__ = ("booked", "call", "first", "start", "started", "status", "tokens", "trail")
+    __slots__ = ("booked", "call", "first", "start", "started", "status", "trail")
 
     def __init__(self, call: Call, trail: Trail, started: float) -> None:
         self.call = call
@@ -182,7 +171,6 @@ class _Entry:
         self.start: Start | None = None
         self.first: float | None = None
         self.status = 0
-        self.tokens = 0
         self.booked = False
 
 

@@ -8,9 +8,8 @@ Money is integer nano-US-dollars, so that the identity holds to the last digit f
 is attributed outermost first: a hit or a join avoids all of it; else the cascade avoids the
 difference between the two models' prices, and the prefix tree what was not prefilled, at the price
 of the model that answered. One who joined a generation and inherited it, because whoever began it
-hung up, pays for it all. `waste` was spent on what nobody was given: answers that broke off (a
-lower bound, of the answer's tokens alone; observe/ledger.py says what is not known) and what a
-layer threw away (`Trail.wasted`).
+hung up, pays for it all. `waste` was spent on what nobody was given: answers that broke off, and
+what a layer threw away (`Trail.wasted`).
 
 Tokens add up as well, each delivered one counted once:
 
@@ -171,7 +170,6 @@ class Sum:
     completion_tokens: int = 0
     cached_tokens: int = 0
     computed_tokens: int = 0
-    cut_tokens: int = 0
     inherited: Usage = NOTHING
     """What of it was joined and had to be paid all the same: priced unlike the rest."""
     wasted: dict[str, Usage] = field(default_factory=dict)
@@ -184,11 +182,12 @@ class Sum:
         self.completion_tokens += usage.completion_tokens
         self.cached_tokens += usage.cached_tokens
         self.computed_tokens += usage.computed_tokens
-        self.cut_tokens += record.cut_tokens
         if _inherited(record.origin, usage):
             self.inherited = plus(self.inherited, usage)
         for waste in record.wasted:
-            self.wasted[waste.model] = plus(self.wasted.get(waste.model, NOTHING), waste.usage)
+            self._waste(waste.model, waste.usage)
+        if record.cut_tokens:
+            self._waste(record.model, Usage(0, record.cut_tokens))
 
     def absorb(self, other: Sum) -> None:
         """The records of `other`, too."""
@@ -197,10 +196,12 @@ class Sum:
         self.completion_tokens += other.completion_tokens
         self.cached_tokens += other.cached_tokens
         self.computed_tokens += other.computed_tokens
-        self.cut_tokens += other.cut_tokens
         self.inherited = plus(self.inherited, other.inherited)
         for model, usage in other.wasted.items():
-            self.wasted[model] = plus(self.wasted.get(model, NOTHING), usage)
+            self._waste(model, usage)
+
+    def _waste(self, model: str, usage: Usage) -> None:
+        self.wasted[model] = plus(self.wasted.get(model, NOTHING), usage)
 
     def money(self, who: Who, prices: Prices) -> Iterator[tuple[Who, Money]]:
         """What it cost, by who computed it; `who` is (tenant, model, origin) of all of it."""
@@ -208,8 +209,6 @@ class Sum:
         if self.prompt_tokens or self.completion_tokens:
             for usage in self.usages():
                 yield who, prices.account(model, origin, usage)
-        if self.cut_tokens:
-            yield who, prices.account_waste(model, Usage(0, self.cut_tokens))
         for other, usage in self.wasted.items():
             yield (tenant, other, origin), prices.account_waste(other, usage)
 

@@ -113,13 +113,17 @@ class ModelJudge:
         )
         said: list[str] = []
         trail = Trail(f"judge-{secrets.token_hex(6)}", tenant=NOBODY, share=SHARE)
-        async with aclosing(self._model(call, trail)) as answer:
-            async for event in answer:
-                for one in unroll(event):
-                    if isinstance(one, Delta) and one.kind == "text":
-                        said.append(one.payload)
-                    elif isinstance(one, End):
-                        self._book(NOBODY, [Waste(self._name, one.usage, "judge")])
+        try:
+            async with aclosing(self._model(call, trail)) as answer:
+                async for event in answer:
+                    for one in unroll(event):
+                        if isinstance(one, Delta) and one.kind == "text":
+                            said.append(one.payload)
+                        elif isinstance(one, End):
+                            trail.wasted.append(Waste(self._name, one.usage, "judge"))
+        finally:
+            if trail.wasted:
+                self._book(NOBODY, trail.wasted)
         return "".join(said)
 
 

@@ -11,6 +11,9 @@ runs at one time, anywhere, a budget is not overspent; only a model that uses mo
 exceed it, by what it used more. A slice that is not needed for a while is given back, so that what
 is left can be spent wherever it is asked for.
 
+A limit that is lowered holds at once for whatever is let in from then on: what a gateway had leased
+beyond it goes back before anything is reserved from it. What was let in before runs to its end.
+
 When the store is away a gateway spends what it holds. Then, as the tenant's policy says, its
 requests are refused with a 503 (`refuse`), or go on and are booked when the store is back
 (`settle_later`): that debt is known to this process only, and is lost with it.
@@ -79,14 +82,20 @@ class Pot:
     asked: Move | None = None
     """A move whose reply was not seen: it is asked again before any other."""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    refusal: QuotaSpent | None = None
-    """Told again, without asking the store, until `refused_until` or until something is put."""
+    left: int | None = None
+    """What there was when a request was last refused. As much as that request wanted, `refused`, is
+    refused again without asking the store, until `refused_until` or until something is put."""
     refused: int = 0
     refused_until: float = 0.0
 
+    @property
+    def usable(self) -> int:
+        """What may be reserved of what is free: nothing, while more is leased than the limit."""
+        return self.free if self.used <= self.account.limit else 0
+
     def put(self, amount: int) -> None:
         if amount:
-            self.refusal = None
+            self.left = None
         paid = min(self.debt, amount)
         self.debt -= paid
         self.free += amount - paid
@@ -150,7 +159,7 @@ class Budgets:
         try:
             for period, limit in limits_of(tenant):
                 pot = self._pot(tenant.name, period, limit)
-                if pot.free < amount:
+                if pot.usable < amount:
                     await self._fill(pot, tenant, amount)
                 pot.free -= amount
                 pot.reserved += amount
@@ -180,7 +189,7 @@ class Budgets:
         now = self._clock()
         for pot in [*self._pots.values(), *self._ended]:
             patience_s = idle_s if 4 * pot.used > 3 * pot.account.limit else ROOMY * idle_s
-            idle = now - pot.touched >= patience_s or pot in self._ended
+            idle = now - pot.touched >= patience_s or pot in self._ended or pot.free > pot.usable
             if (pot.debt or (idle and pot.free) or pot.asked) and not self._line.is_away:
                 await self._tend(pot, idle=idle)
         self._ended = [pot for pot in self._ended if pot.reserved or pot.free or pot.debt]
@@ -206,7 +215,7 @@ class Budgets:
         name, ends_at = period_at(now, period)
         account = Account(f"{tenant}:{name}", limit, ends_at)
         if pot is not None and pot.account.name == account.name:
-            pot.account = account
+            pot.account, pot.left = account, None
             return pot
         if pot is not None:
             self._ended.append(pot)
@@ -214,20 +223,18 @@ class Budgets:
         return pot
 
     async def _fill(self, pot: Pot, tenant: Tenant, amount: int) -> None:
-        """Lease until `amount` is free, or raise."""
+        """Lease until `amount` may be reserved, or raise."""
         async with pot.lock:
-            if (
-                pot.refusal is not None
-                and amount >= pot.refused
-                and self._clock() < pot.refused_until
-            ):
-                raise pot.refusal
+            known = pot.left is not None and self._clock() < pot.refused_until
+            if known and amount >= pot.refused:
+                raise _spent(pot, pot.left or 0, amount, self._wall())
             try:
                 await self._catch_up(pot)
-                while (lacks := amount - pot.free) > 0:  # others reserve while a reply is awaited
+                while (lacks := amount - pot.usable) > 0:  # others reserve while a reply is awaited
                     most = max(lacks, pot.account.limit // SLICES)
-                    moved = await self._move(pot, least=lacks, most=most)
-                    if not moved.granted and pot.free < amount:
+                    back = pot.free - pot.usable
+                    moved = await self._move(pot, give=back, least=lacks, most=most)
+                    if not moved.granted and pot.usable < amount:
                         await self._refuse(pot, amount, moved)
             except LeaseStoreFault:
                 self._go_on(pot, tenant, amount)
@@ -238,13 +245,13 @@ class Budgets:
         left = max(0, pot.account.limit - moved.used + pot.free)
         if pot.free:
             await self._move(pot, give=pot.free)
-        pot.refusal = _spent(pot, left, amount, self._wall())
+        pot.left = left
         pot.refused, pot.refused_until = amount, self._clock() + REFUSED_S
-        raise pot.refusal
+        raise _spent(pot, left, amount, self._wall())
 
     def _go_on(self, pot: Pot, tenant: Tenant, amount: int) -> None:
         """The store is away and the slice is spent."""
-        lacks = amount - pot.free
+        lacks = amount - pot.usable
         if lacks <= 0:
             return
         if tenant.budget_when_away == "settle_later":

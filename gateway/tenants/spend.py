@@ -9,9 +9,8 @@ may be), so that all that runs at one time cannot overspend. After: what `End` s
 of who answered, and what was thrown away on the way (`Trail.wasted`). Who began a generation pays
 for it, even where tenants of one group share it and another inherits it.
 
-An answer that was cut is settled by what was produced: the tokens that came by, and the prompt by
-estimate once anything came, because `End` alone tells a prompt's tokens. Without a first token
-nothing is booked.
+An answer that was cut, or failed, is settled by what was produced, as whoever computed it told the
+trail (`Trail.cut`), be it before its first token: money, tokens and the account by one number.
 """
 
 from __future__ import annotations
@@ -20,22 +19,18 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from cascade.price import estimate_prompt_tokens
 from engine.contract import (
     Answer,
     Answerer,
-    Burst,
     Call,
-    Delta,
     End,
     Event,
     Start,
-    TooMany,
     Trail,
     Usage,
-    unroll,
 )
 from gateway.catalog import ModelCard
-from gateway.observe.ledger import BYTES_PER_TOKEN, tokens_in
 from gateway.observe.rollup import Prices
 from gateway.tenants.budgets import Budgets, Ticket
 from gateway.tenants.limits import Limits, Tokens
@@ -55,9 +50,8 @@ LONGEST_UNKNOWN = 8192
 
 @dataclass(frozen=True, slots=True)
 class Worth:
-    """What a call may need. `most` in nano-US-dollars; `prompt` and `tokens` are estimates."""
+    """What a call may need. `most` in nano-US-dollars; `tokens` are an estimate."""
 
-    prompt: int
     tokens: int
     most: int
 
@@ -82,11 +76,12 @@ class Appraiser:
     def worth(self, call: Call) -> Worth:
         size, overhead = _bytes_of(call)
         asked = call.max_tokens
-        prompt = size // BYTES_PER_TOKEN + overhead
-        tokens = prompt + call.n * (asked if asked is not None else GUESSED_ANSWER)
+        tokens = estimate_prompt_tokens(call) + call.n * (
+            asked if asked is not None else GUESSED_ANSWER
+        )
         turns = self._turns.get(call.model, ())
         most = sum(max(_most(call, size + overhead, card) for card in turn) for turn in turns)
-        return Worth(prompt, tokens, most)
+        return Worth(tokens, most)
 
 
 def _most(call: Call, size: int, card: ModelCard) -> int:
@@ -145,7 +140,7 @@ class SpendLayer:
     async def _paid(self, call: Call, trail: Trail) -> Answer:
         worth = self._appraiser.worth(call)
         tokens = await self._limits.admit_tokens(trail.tenant, worth.tokens)
-        bill = _Bill(worth, call.model, trail, self._prices, tokens)
+        bill = _Bill(call.model, trail, self._prices, tokens)
         try:
             bill.ticket = await self._budgets.reserve(self._roster[trail.tenant], worth.most)
             answer = self._inner(call, trail)
@@ -155,55 +150,32 @@ class SpendLayer:
                     yield event
             finally:
                 await answer.aclose()
-        except TooMany:
-            bill.nothing()
-            raise
         finally:
-            bill.settle()
+            bill.settle(Usage(0, 0))
 
 
 class _Bill:
-    """What one answer has cost so far. Settled once: at its `End`, or when it was cut."""
+    """What one answer costs. Settled once: at its `End`, or, when it was cut, by the waste."""
 
-    def __init__(
-        self, worth: Worth, model: str, trail: Trail, prices: Prices, tokens: Tokens | None
-    ) -> None:
-        self._worth = worth
+    def __init__(self, model: str, trail: Trail, prices: Prices, tokens: Tokens | None) -> None:
         self._model = model
         self._origin = model
         self._trail = trail
         self._wasted_before = len(trail.wasted)
         self._prices = prices
         self._tokens = tokens
-        self._produced = 0
-        self._begun = False
         self._settled = False
         self.ticket: Ticket | None = None
 
     def see(self, event: Event) -> None:
         """Called before the event is handed on, so that no `End` is seen by a caller unpaid."""
-        if isinstance(event, Delta):
-            self._begun = True
-            self._produced += len(event.token_ids) or tokens_in(event.payload)
-        elif isinstance(event, Start):
+        if isinstance(event, Start):
             self._model, self._origin = event.model, event.origin
         elif isinstance(event, End):
-            self._book(event.usage)
-        elif isinstance(event, Burst):
-            for one in unroll(event):
-                self.see(one)
+            self.settle(event.usage)
 
-    def nothing(self) -> None:
-        """It was refused before anything was computed."""
-        if not self._begun:
-            self._book(Usage(0, 0))
-
-    def settle(self) -> None:
-        """By what was produced, if it did not end."""
-        prompt = self._worth.prompt if self._begun else 0
-        self._book(Usage(prompt, self._produced))
-
-    def _book(self, usage: Usage) -> None:
+    def settle(self, usage: Usage) -> None:
+        """`usage`: of what was answered to its end; beside it, what was computed in vain."""
         if self._settled:
             return
         self._settled = True

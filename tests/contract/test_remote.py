@@ -15,9 +15,11 @@ import pytest
 
 from cascade.address import Addresses
 from cascade.guard import Backoff, Breaker
+from cascade.price import estimate_prompt_tokens
 from cascade.remote import Remote, Upstream
 from cascade.transport import open_transport
 from engine.contract import (
+    CUT,
     AnswerError,
     BadCall,
     Call,
@@ -36,8 +38,9 @@ from engine.contract import (
     Trail,
     UpstreamFailed,
     Usage,
+    Waste,
 )
-from tests.support.speakers import PATIENCE_S
+from tests.support.speakers import PATIENCE_S, eventually
 from tests.support.upstream import (
     HELLO,
     USAGE,
@@ -441,3 +444,60 @@ async def test_every_error_has_a_status() -> None:
     for kind in (BadCall, DeadlineExceeded, Overloaded, UpstreamFailed):
         assert issubclass(kind, AnswerError)
         assert kind.status in {400, 408, 502, 503}
+
+
+async def cut_of(model: Remote, events: int) -> list[Waste]:
+    """What is told of an answer that is left after so many events."""
+    trail = Trail("r1")
+    async with aclosing(model(ASK, trail)) as answer:
+        for _ in range(events):
+            await anext(answer)
+    return trail.wasted
+
+
+async def test_a_cut_answer_is_told_by_estimate_and_by_the_servers_counts_where_it_sent_them(
+    transport: httpx.AsyncBaseTransport,
+) -> None:
+    prompt = estimate_prompt_tokens(ASK)
+    many = stream(piece("Hel"), piece("lo, twelve b."))
+    counted = stream(piece("Hel") | {"usage": USAGE["usage"]}, piece("lo"))
+    async with upstream(many) as server:
+        [guessed] = await cut_of(remote(server, transport), 3)
+    assert guessed == Waste("far", Usage(prompt, 4, 0, prompt + 4), CUT, estimated=True)
+    async with upstream(counted) as server:
+        [told] = await cut_of(remote(server, transport), 3)
+    assert told == Waste("far", Usage(9, 2, 0, 11), CUT)
+
+
+@pytest.mark.parametrize("by", ["hang-up", "deadline", "silence"])
+async def test_a_prompt_that_was_sent_and_given_up_was_computed(
+    transport: httpx.AsyncBaseTransport, by: str
+) -> None:
+    trail = Trail("r1")
+    if by == "deadline":
+        trail.deadline = time.monotonic() + 0.3
+    async with upstream(stall()) as server:
+        patience = {"first_byte_timeout_s": 0.3} if by == "silence" else {}
+        model = remote(server, transport, **patience)
+        asking = asyncio.create_task(ask(model, ASK, trail))
+        await eventually(lambda: server.asked)
+        if by == "hang-up":
+            asking.cancel()
+        with pytest.raises((asyncio.CancelledError, DeadlineExceeded, UpstreamFailed)):
+            await asking
+    prompt = estimate_prompt_tokens(ASK)
+    assert trail.wasted == [Waste("far", Usage(prompt, 0, 0, prompt), CUT, estimated=True)]
+
+
+async def test_what_was_refused_or_never_sent_took_nothing(
+    transport: httpx.AsyncBaseTransport,
+) -> None:
+    trail = Trail("r1")
+    async with upstream(reply(500, {"error": {"message": "no"}})) as server:
+        with pytest.raises(UpstreamFailed):
+            await ask(remote(server, transport), ASK, trail)
+        port = server.port
+    gone = remote(Server([], port=port), transport, attempts=1)
+    with pytest.raises(UpstreamFailed):
+        await ask(gone, ASK, trail)
+    assert trail.wasted == []

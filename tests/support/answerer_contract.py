@@ -69,6 +69,23 @@ class AnswererContract:
                         await anext(answer)
             assert (await ask(answerer, self.call())).text()
 
+    async def test_who_leaves_early_is_told_what_was_computed_until_then(self) -> None:
+        async with self.answering() as answerer:
+            trail, said = Trail("r1"), 0
+            async with contextlib.aclosing(answerer(self.call(n=2), trail)) as answer:
+                async for event in answer:
+                    if isinstance(event, Delta):
+                        said += len(event.token_ids)
+                        if said >= 3:
+                            break
+            whole = Trail("r2")
+            usage = (await ask(answerer, self.call(n=2), whole)).usage
+        [cut] = trail.wasted
+        assert cut.usage.prompt_tokens == usage.prompt_tokens
+        assert cut.usage.cached_tokens < cut.usage.prompt_tokens
+        assert said <= cut.usage.completion_tokens <= usage.completion_tokens
+        assert not whole.wasted
+
     async def test_a_reader_may_be_cancelled_and_others_are_answered(self) -> None:
         async with self.answering() as answerer:
             task = asyncio.create_task(ask(answerer, self.call()))

@@ -57,7 +57,7 @@ class FakeModel:
         if self.error is not None:
             raise self.error
         pieces = self.say(call)
-        done = False
+        said, done, ended = 0, False, False
         try:
             yield Start(trail.id, 1_700_000_000, self.name, self.name)
             if self.gate is not None:
@@ -65,15 +65,18 @@ class FakeModel:
             for event in self._middle(call, pieces):
                 if self.pause_s:
                     await asyncio.sleep(self.pause_s)
+                said += isinstance(event, Delta)
                 yield event
             if self.late_error is not None:
                 raise self.late_error
             done = True
             if self.end:
-                tokens = len(pieces) * call.n
-                yield End(Usage(7, tokens, 2, 5 + tokens))
+                ended = True
+                yield End(Usage(7, said, 2, 5 + said))
         finally:
             self.closed_early += not done
+            if not ended:
+                trail.cut(self.name, Usage(7, said, 2, 5 + said))
 
     def _middle(self, call: Call, pieces: Sequence[str]) -> list[Event]:
         events: list[Event] = []

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from cascade.ability import Abilities, lacking
-from cascade.cascade import Cascade, Team
+from cascade.cascade import ABANDONED, Cascade, Team
 from cascade.hold import Hold
 from cascade.price import Price
 from cascade.promise import Cut, Promise
@@ -21,6 +21,7 @@ from cascade.routes.cautious import Cautious
 from cascade.routes.fixed import fixed
 from cascade.routes.learned import Quality, Scorer
 from engine.contract import (
+    CUT,
     BadCall,
     Call,
     DeadlineExceeded,
@@ -120,9 +121,9 @@ async def test_the_abandoned_attempt_is_counted_as_computed() -> None:
     assert isinstance(plain, End)
     assert isinstance(escalated, End)
     extra = escalated.usage.computed_tokens - plain.usage.computed_tokens
-    assert extra == plain.usage.prompt_tokens + 3
-    spent = Usage(plain.usage.prompt_tokens, 3)
-    assert [(w.model, w.usage) for w in pair.trail.wasted] == [("small", spent)]
+    assert extra == 5 + 3
+    [thrown] = pair.trail.wasted
+    assert (thrown.model, thrown.usage, thrown.why) == ("small", Usage(7, 3, 2, 8), ABANDONED)
     assert not alone.trail.wasted
 
 
@@ -135,7 +136,20 @@ async def test_the_abandoned_attempt_is_waste_where_large_fails_or_the_caller_go
     with contextlib.suppress(Overloaded):
         await anext(answer)
     await answer.aclose()
-    assert [(w.model, w.usage) for w in pair.trail.wasted] == [("small", Usage(0, 3))]
+    abandoned, *cut = pair.trail.wasted
+    assert (abandoned.model, abandoned.usage) == ("small", Usage(7, 3, 2, 8))
+    assert [(w.model, w.usage) for w in cut] == [("large", Usage(7, 0, 2, 5))] * large.closed_early
+
+
+async def test_an_answer_that_ended_while_it_was_held_and_is_then_cut_is_waste() -> None:
+    pair = Pair(Cautious(least_mean=-9.0, least=-9.0, hold_tokens=99))
+    answer = pair.cascade(chat("Count to five."), pair.trail)
+    await anext(answer)
+    await answer.aclose()
+    assert not pair.small.closed_early
+    [cut] = pair.trail.wasted
+    assert (cut.model, cut.usage.prompt_tokens, cut.why) == ("small", 7, CUT)
+    assert cut.usage.completion_tokens > 0
 
 
 async def test_what_small_had_said_at_the_deadline_is_waste() -> None:

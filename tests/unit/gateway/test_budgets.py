@@ -242,3 +242,46 @@ async def test_what_is_too_little_for_one_gateway_is_put_together_for_another(
     with pytest.raises(QuotaSpent):
         await one.reserve(ACME, NANO // 3)
     await two.reserve(ACME, NANO // 2)
+
+
+async def test_each_refusal_tells_what_its_own_request_may_cost(store: Store, now: Time) -> None:
+    some = budgets(store, now)
+    await some.reserve(ACME, 3 * NANO // 4)
+    for needs in (NANO // 2, 3 * NANO // 5, 4 * NANO):
+        with pytest.raises(QuotaSpent, match=rf"may cost up to \${needs / NANO:.6f}\."):
+            await some.reserve(ACME, needs)
+
+
+async def test_a_lowered_limit_holds_at_once(store: Store, now: Time) -> None:
+    """Whatever was leased before, and whatever comes back of what was reserved before."""
+    some = budgets(store, now)
+    running = await some.reserve(ACME, NANO // 10)
+    (await some.reserve(ACME, NANO // 2)).settle(NANO // 2)
+    lower = Tenant(name="acme", budget_usd_day=0.45)
+    with pytest.raises(QuotaSpent, match=r"\$0.000000 left of its \$0.45"):
+        await some.reserve(lower, 1)
+    running.settle(NANO // 20)
+    with pytest.raises(QuotaSpent):
+        await some.reserve(lower, 1)
+    assert await used(some, lower) == 0.55
+    await some.reserve(Tenant(name="acme", budget_usd_day=0.6), NANO // 20)
+
+
+async def test_a_lowered_limit_holds_while_the_store_is_away(store: Store, now: Time) -> None:
+    some = budgets(store, now)
+    (await some.reserve(ACME, NANO // 2)).settle(NANO // 4)
+    store.away = "before"
+    with pytest.raises(BudgetAway):
+        await some.reserve(Tenant(name="acme", budget_usd_day=0.3), NANO // 10)
+
+
+async def test_what_was_leased_beyond_a_lowered_limit_goes_back_within_a_second(
+    store: Store, now: Time
+) -> None:
+    some = budgets(store, now)
+    (await some.reserve(ACME, NANO)).settle(NANO // 4)
+    lower = Tenant(name="acme", budget_usd_day=0.5)
+    await used(some, lower)
+    await some.tend_once(idle_s=60.0)
+    other = budgets(store, now)
+    await other.reserve(lower, NANO // 5)

@@ -55,7 +55,7 @@ def test_the_story_goes_from_the_outermost_layer_to_the_answer() -> None:
         "Answer",
     ]
     assert "p=0.7" in story[1]["text"]
-    assert story[3]["text"] == "13 tokens: too weak"
+    assert story[3]["text"] == "10 prompt tokens and 3 of an answer: too weak"
 
 
 def test_one_requests_money_adds_up() -> None:

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import asyncio
+from contextlib import aclosing, suppress
+
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cache.join import Join
-from engine.contract import Answer, Call, Delta, End, Overloaded, Start, Trail, Usage, Waste
+from engine.contract import CUT, Answer, Call, Delta, End, Overloaded, Trail, Usage, Waste
 from gateway.catalog import ModelCard
 from gateway.observe.ledger import Ledger, LedgerLayer, Record
 from gateway.observe.metrics import EngineState, Metrics
@@ -104,12 +107,15 @@ def test_a_sum_is_priced_as_its_records_are(rows: list[tuple[str, int, Usage, in
     for origin, status, usage, cut in rows:
         model = origin if origin in {"small", "large"} else "large"
         given = usage if status == 200 else Usage(0, 0)
-        cut_tokens = 0 if status == 200 else cut
+        thrown = Usage(0, 0) if status == 200 else Usage(cut, cut // 2, cut // 3)
+        trail = Trail("i")
+        trail.cut(model, thrown)
         ledger.append(
-            Record(0.0, "i", "t", model, origin, status, given, 0.1, 0.1, [], [], cut_tokens)
-        )
+            Record(0.0, "i", "t", model, origin, status, given, 0.1, 0.1, [], [],
+                   wasted=trail.wasted)
+        )  # fmt: skip
         one = PRICES.account(model, origin, given)
-        lost = PRICES.account_waste(model, Usage(0, cut_tokens))
+        lost = PRICES.account_waste(model, thrown)
         spent += one.spent + lost.spent
         wasted += lost.waste
         counterfactual += one.counterfactual
@@ -143,42 +149,75 @@ def test_what_a_layer_threw_away_is_spent_and_wasted_at_the_price_of_who_compute
 
 async def test_what_was_computed_for_who_hung_up_is_waste() -> None:
     booked = await book(FakeModel(lambda _: ["a", "b", "c"], name="large"), stop_at=3)
-    assert (booked.status, booked.cut_tokens) == (499, 2)
-    follower = Trail("1", owes=False)
-    assert (await book(FakeModel(), follower, stop_at=3)).cut_tokens == 0
-    assert (await book(FakeModel())).cut_tokens == 0
+    assert (booked.status, booked.usage) == (499, Usage(0, 0))
+    assert booked.wasted == [Waste("large", Usage(7, 2, 2, 7), CUT)]
+    assert not (await book(FakeModel())).wasted
 
 
-async def test_of_a_model_that_gives_no_ids_the_waste_is_estimated_from_the_text() -> None:
-    async def elsewhere(call: Call, trail: Trail) -> Answer:
-        yield Start("1", 0, "far", "far")
-        for piece in ("a", "twelve bytes", ""):
-            yield Delta(0, "text", piece)
-
+def test_a_record_of_an_older_version_still_counts_what_was_cut() -> None:
     ledger = Ledger()
-    answer = LedgerLayer(elsewhere, ledger)(CALL, Trail("1"))
-    for _ in range(4):
-        await anext(answer)
-    await answer.aclose()
-    (booked,) = ledger.take()
-    assert (booked.status, booked.cut_tokens) == (499, 1 + 3)
-
-
-async def test_what_another_gateway_computes_is_not_this_ones_waste() -> None:
-    async def follows(call: Call, trail: Trail) -> Answer:
-        trail.owes = False
-        async for event in FakeModel()(call, trail):
-            yield event
-
-    ledger = Ledger()
-    answer = LedgerLayer(Join(follows, may_share=lambda _call, _trail: True), ledger)(
-        CALL, Trail("1")
+    rollup = RollUp(ledger, PRICES)
+    ledger.append(
+        Record(0.0, "i", "t", "large", "large", 499, Usage(0, 0), 0.1, 0.1, [], [], cut_tokens=3)
     )
-    for _ in range(2):
-        await anext(answer)
-    await answer.aclose()
-    (booked,) = ledger.take()
-    assert (booked.status, booked.cut_tokens) == (499, 0)
+    rollup.fold()
+    assert rollup.wasted() == {("t", "large"): 3 * 4000}
+
+
+@given(plan=st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=5),
+       fails=st.booleans())  # fmt: skip
+@settings(max_examples=60, deadline=None)
+def test_of_a_shared_generation_every_token_is_paid_once(
+    plan: list[tuple[int, int]], fails: bool
+) -> None:
+    """Whoever joins, leaves, inherits or stays, and however it ends: what the account says was
+    spent is what the model computed, no more and no less. `plan`: of each listener, after how many
+    turns it comes and how many events it hears."""
+    ledger, model = asyncio.run(share(plan, fails))
+    rollup = RollUp(ledger, PRICES)
+    rollup.fold()
+    computed = sum(5_000 + 4_000 * said for said in model.said)
+    assert sum(rollup.spent().values()) == computed
+    for _, money in rollup.money():
+        assert money.counterfactual + money.waste == money.spent + sum(money.avoided.values())
+
+
+async def share(plan: list[tuple[int, int]], fails: bool) -> tuple[Ledger, Counting]:
+    ledger, model = Ledger(), Counting(Overloaded("broke") if fails else None)
+    layer = LedgerLayer(Join(model, may_share=lambda _call, _trail: True), ledger)
+
+    async def listen(name: str, comes: int, hears: int) -> None:
+        for _ in range(comes):
+            await asyncio.sleep(0)
+        answer = layer(CALL, Trail(name))
+        with suppress(Overloaded, StopAsyncIteration):
+            for _ in range(hears):
+                await anext(answer)
+        await answer.aclose()
+
+    await asyncio.gather(*(listen(str(at), *one) for at, one in enumerate(plan)))
+    return ledger, model
+
+
+class Counting(FakeModel):
+    """Four words, and how many were computed of each answer."""
+
+    def __init__(self, late_error: Exception | None) -> None:
+        super().__init__(lambda _: ["a", "b", "c", "d"], name="large", late_error=late_error)
+        self.said: list[int] = []
+
+    async def __call__(self, call: Call, trail: Trail) -> Answer:
+        said, begun = 0, False
+        async with aclosing(super().__call__(call, trail)) as answer:
+            try:
+                async for event in answer:
+                    begun = True
+                    said += isinstance(event, Delta)
+                    yield event
+                    await asyncio.sleep(0)
+            finally:
+                if begun:
+                    self.said.append(said)
 
 
 async def test_a_generation_that_is_inherited_is_paid_once() -> None:
@@ -192,7 +231,7 @@ async def test_a_generation_that_is_inherited_is_paid_once() -> None:
     await leader.aclose()
     assert [event async for event in heir]
     left, stayed = ledger.take()
-    assert (left.status, left.cut_tokens) == (499, 0)
+    assert (left.status, left.wasted) == (499, [])
     assert (stayed.status, stayed.origin) == (200, "joined")
     assert PRICES.account("large", stayed.origin, stayed.usage).spent > 0
 

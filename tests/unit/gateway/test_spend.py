@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
+from cascade.price import estimate_prompt_tokens
 from engine.contract import Call, Message, Part, UpstreamFailed
 from gateway.catalog import ModelCard
 from gateway.settings import Tenant
@@ -79,9 +80,45 @@ async def test_a_stream_that_is_cut_is_settled_by_what_was_produced() -> None:
                 if seen == 5:
                     break
         await eventually(lambda: slow.closed_early and not running.system.drain.inflight)
-        prompt = 400 // 4 + 64 + 16
-        used = await used_nano(running)
-        assert prompt * IN + 5 * OUT <= used <= prompt * IN + 20 * OUT
+        [cut] = slow.trails[0].wasted
+        assert cut.usage.completion_tokens >= 5
+        assert await used_nano(running) == 5 * IN + cut.usage.completion_tokens * OUT
+        await same_everywhere(running)
+
+
+async def same_everywhere(running: Running) -> None:
+    """Budget and account are settled by one number, and who looks it up reads its tokens."""
+    rollup = running.system.rollup
+    rollup.fold()
+    assert sum(rollup.wasted().values()) == sum(rollup.spent().values()) == await used_nano(running)
+    record = rollup.recent[-1]
+    reply = await running.client.get(f"/admin/decisions/{record.id}")
+    [told] = reply.json()["decisions"]
+    assert told["money_nano"]["waste"] == await used_nano(running)
+    fresh = told["prompt_tokens"] - told["cached_tokens"]
+    assert fresh * IN + told["completion_tokens"] * OUT == await used_nano(running)
+
+
+async def test_a_prompt_that_was_computed_is_paid_before_the_first_token() -> None:
+    slow = FakeModel(gate=asyncio.Event())
+    async with serving(settings(budget_usd_day=1.0), {"small": slow, "large": slow}) as at:
+        with pytest.raises(httpx.ReadTimeout):
+            await at.client.post(
+                "/v1/chat/completions",
+                json={"model": "small", "messages": [{"role": "user", "content": "one"}]},
+                timeout=0.5,
+            )
+        await eventually(lambda: slow.closed_early and not at.system.drain.inflight)
+        assert await used_nano(at) == 5 * IN
+        await same_everywhere(at)
+
+
+async def test_what_failed_in_the_middle_is_settled_by_what_was_produced() -> None:
+    broken = FakeModel(late_error=UpstreamFailed("no"))
+    async with serving(settings(budget_usd_day=1.0), {"small": broken, "large": broken}) as at:
+        assert (await ask(at, "one two")).status_code == 502
+        assert await used_nano(at) == 5 * IN + 4 * OUT
+        await same_everywhere(at)
 
 
 async def test_what_failed_before_it_began_costs_nothing() -> None:
@@ -93,11 +130,11 @@ async def test_what_failed_before_it_began_costs_nothing() -> None:
 
 async def test_tokens_per_minute_are_estimated_then_corrected_and_told_in_headers() -> None:
     async with serving(settings(tpm=200)) as running:
-        reply = await ask(running, "one two")  # estimated at 1 + 80 + 20
+        reply = await ask(running, "one two")  # estimated at 6 + 20
         assert reply.headers["x-ratelimit-limit-tokens"] == "200"
         assert reply.headers["x-ratelimit-remaining-tokens"] == str(200 - 7 - 4)
         assert reply.headers["x-ratelimit-reset-tokens"].endswith("s")
-        refused = await ask(running, "three", max_tokens=119)
+        refused = await ask(running, "three", max_tokens=190)
         error = refused.json()["error"]
         assert (refused.status_code, error["code"]) == (429, "rate_limit_exceeded")
         assert int(refused.headers["retry-after"]) > 0
@@ -115,7 +152,7 @@ def test_a_bound_counts_every_byte_as_a_token_and_no_more_than_a_context_holds(t
     bound = min(1000, len(text.encode()) + 80) * IN + 10 * OUT
     worth = appraiser.worth(call)
     assert worth.most == bound
-    assert worth.tokens == len(text.encode()) // 4 + 80 + 10
+    assert worth.tokens == estimate_prompt_tokens(call) + 10
     auto = appraiser.worth(Call("chat", "auto", "s", messages=call.messages, max_tokens=10))
     assert auto.most == 11 * bound
     open_end = appraiser.worth(Call("text", "m", "s", prompt=(1, 2, 3), n=2))
