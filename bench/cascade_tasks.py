@@ -2,12 +2,16 @@
 
 Reads what bench/cascade_answers.py stored. Each random split has three disjoint parts: 40 % fit,
 20 % calibrate, 40 % test; all figures are from the test part, decided as the cascade would. A
-router's cut is found twice on the calibration part: plug-in, and with the promise (δ = 0.1).
+router's cut is found twice on the calibration part: plug-in, and with the promise (δ = 0.1). The
+rows `auto` are what `sluice calibrate` makes of the first two parts (it halves them itself), and
+what a gateway then does: without the embedding, as the policy that comes with the bundled models,
+with answers that are streamed and with answers that are not, under one promise for both.
 With fresh tasks beside them, those are the test part of every split, and the others are cut two to
 one: nobody has looked at them while features and plans were chosen.
 
 "Tokens avoided" is the share of the large model's answer tokens that were never generated; what the
-small model generates is not held against it here.
+small model generates is not held against it there. `thrown away` is what it generated in vain, in
+the same unit: tokens of escalated answers per token of the large model.
 """
 
 from __future__ import annotations
@@ -24,20 +28,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.cascade_data import embed
+from cascade.calibrate import Aim, calibrate_table, ways_of
 from cascade.features import BEFORE, before
 from cascade.fit import Plan, answer_plan, embedding_plan, feature_plan, fit_gain, out_of_fold
 from cascade.gain import scores_of
 from cascade.judge import AFTER, Verdict, after
 from cascade.labels import Labelled, first_tokens, read_labels
+from cascade.looks import Looks, Table, looks_of
 from cascade.promise import Promise, choose_cut, cuts_worth_testing, plug_in_cut
 from cascade.routes.base import Candidate, Question
 from cascade.routes.cautious import Cautious
 from engine.contract import Call
+from gateway.settings import Cascade
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]
 
-HOLD_TOKENS = 16
+AIM = Aim(Promise(0.01), Cascade().hold_tokens, Cascade().whole_tokens)
+"""As a gateway that nobody configured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +58,8 @@ class Tasks:
     chars: Floats
     cells: NDArray[np.int64]
     inputs: Mapping[str, NDArray[Any]]
+    table: Table
+    """What `auto` looks at."""
 
     @property
     def losses(self) -> Floats:
@@ -67,7 +77,6 @@ class Router:
 
 ROUTERS: Mapping[str, Router] = {
     "ours before token 1": Router(("embedding", "before")),
-    f"ours + judge, {HOLD_TOKENS} tokens held": Router(("embedding", "before", "after_k"), True),
     "ours + judge, whole answer": Router(("embedding", "before", "after"), True),
 }
 
@@ -86,7 +95,6 @@ def read_tasks(lines: Sequence[str], embeddings: Path) -> Tasks:
         "embedding": embed(texts, embeddings),
         "before": np.array([before(row.call) for row in rows]),
         "after": _after(rows, None),
-        "after_k": _after(rows, HOLD_TOKENS),
         "after_cautious": _after(rows, Cautious().hold_tokens),
     }
     return Tasks(
@@ -96,6 +104,7 @@ def read_tasks(lines: Sequence[str], embeddings: Path) -> Tasks:
         np.array([float(len(text)) for text in texts]),
         np.array([cells[_cell(row)] for row in raw]),
         inputs,
+        Table.of(rows, AIM.view, None),
     )
 
 
@@ -116,7 +125,6 @@ def _plans(router: Router) -> dict[str, Plan]:
         "embedding": embedding_plan(384),
         "before": feature_plan(BEFORE),
         "after": answer_plan(AFTER),
-        "after_k": answer_plan(AFTER),
     }
     return {name: every[name] for name in router.blocks}
 
@@ -126,12 +134,15 @@ class Point:
     lost: float
     avoided: float
     kept: float
+    thrown: float = math.nan
 
 
-def _at(tasks: Tasks, rows: Rows, kept: NDArray[np.bool_]) -> Point:
+def _at(tasks: Tasks, rows: Rows, kept: NDArray[np.bool_], spent: Floats | None = None) -> Point:
+    """`spent` [rows]: the small model's tokens, kept or not."""
     tokens = tasks.tokens[rows]
     lost = float((tasks.losses[rows] * kept).mean())
-    return Point(lost, float((tokens * kept).sum() / tokens.sum()), float(kept.mean()))
+    thrown = math.nan if spent is None else float((spent * ~kept).sum() / tokens.sum())
+    return Point(lost, float((tokens * kept).sum() / tokens.sum()), float(kept.mean()), thrown)
 
 
 def _split(tasks: Tasks, rng: np.random.Generator, fresh: int) -> tuple[Rows, Rows, Rows]:
@@ -167,6 +178,42 @@ def _our_scores(
     model = fit_gain(seen, _plans(router), *sides, rng=rng, tokens=tokens)
     held = out_of_fold(seen, _plans(router), *sides, rng=rng, tokens=tokens)
     return scores_of(model.estimate_many(inputs)), scores_of(held)
+
+
+def auto_points(tasks: Tasks, split: Split, epsilon: float) -> dict[str, Point]:
+    """`sluice calibrate`, then each request as a gateway decides it."""
+    labels = tasks.table.pick(np.concatenate([split.fit, split.calibrate]))
+    found = calibrate_table(labels, replace(AIM, promise=Promise(epsilon)))
+    route = found.route
+    assert route.whole is not None, "the tasks' answers are there"
+    names = ("auto, streamed", "auto, not streamed")
+    margins = (route.scorer.margin, route.whole.margin)
+    earlies = (0.0, route.whole.early)
+    looks, seen = (
+        looks_of(route.scorer, table, rows)
+        for table, rows in ((tasks.table, split.test), (labels, found.tested_on))
+    )
+    losses, points = labels.losses[found.tested_on], {}
+    for at, cut in enumerate((route.cut, route.whole.cut)):
+        scores, tested = (
+            ways_of(one, route.scorer.margin, route.whole)[at] for one in (looks, seen)
+        )
+        loose = plug_in_cut(tested, losses, epsilon)
+        for kind, threshold in (("plug-in", loose), ("promise", cut.threshold)):
+            tried = looks.first - margins[at] <= threshold
+            spent = tried * _spent(tasks, split.test, looks, threshold, earlies[at])
+            kept = scores <= threshold
+            points[f"{names[at]}, {kind}"] = _at(tasks, split.test, kept, spent)
+    return points
+
+
+def _spent(tasks: Tasks, rows: Rows, looks: Looks, cut: float, early: float) -> Floats:
+    """Tokens of the small model for each of the rows, if it is tried."""
+    assert looks.judged is not None, "the tasks' answers are there"
+    said = np.minimum(tasks.table.said[rows], AIM.whole_tokens)
+    given_up = looks.going & (looks.judged - early > cut)
+    spent: Floats = np.where(given_up, AIM.hold_tokens or 0, said)
+    return spent
 
 
 def uncalibrated(tasks: Tasks, rows: Rows) -> Point:
@@ -222,7 +269,8 @@ def points_of(tasks: Tasks, split: Split, epsilon: float) -> dict[str, Point]:
         safe = choose_cut(scores[rows], losses[rows], cuts, Promise(epsilon)).threshold
         points[f"{name}, plug-in"] = _at(tasks, test, scores[test] <= loose)
         points[f"{name}, promise"] = _at(tasks, test, scores[test] <= safe)
-    points["uncalibrated auto"] = uncalibrated(tasks, test)
+    points |= auto_points(tasks, split, epsilon)
+    points["auto, uncalibrated"] = uncalibrated(tasks, test)
     points["oracle"] = _oracle(tasks, test, epsilon)
     return points
 
@@ -244,6 +292,7 @@ def _row(name: str, points: list[Point], best: float, epsilon: float) -> dict[st
         "missed": round(float((lost > epsilon).mean()), 2),
         "avoided": round(float(avoided.mean()), 3),
         "avoided_sd": round(float(avoided.std(ddof=1)), 3) if len(avoided) > 1 else math.nan,
+        "thrown_away": round(float(np.mean([point.thrown for point in points])), 3),
         "of_oracle": round(float(avoided.mean()) / best, 3) if best else math.nan,
     }
 
@@ -262,9 +311,10 @@ def run_tasks(
         found[f"lost_{epsilon}"] = rows
         part = f"{len(last)} fresh tasks" if last else "the test part"
         print(f"\nat most {100 * epsilon:g} points lost, {seeds} splits, on {part}")
-        print(f"{'':46}{'lost':>7}{'missed':>8}{'large tokens avoided':>24}{'of oracle':>11}")
+        print(f"{'':46}{'lost':>7}{'missed':>8}{'large tokens avoided':>24}{'of oracle':>11}"
+              f"{'thrown away':>13}")  # fmt: skip
         for row in rows:
             spread = f"{row['avoided']:.1%} ± {row['avoided_sd']:.1%}"
             line = f"{row['router']:46}{row['lost_points']:7}{row['missed']:8.0%}{spread:>24}"
-            print(f"{line}{row['of_oracle']:11.1%}")
+            print(f"{line}{row['of_oracle']:11.1%}{row['thrown_away']:13.1%}")
     return found

@@ -239,6 +239,7 @@ class Join:
             tenant=trail.tenant,
             user=trail.user,
             share=trail.share,
+            whole=trail.whole,
             directives=trail.directives,
             drafts=list(trail.drafts),
             traceparent=trail.traceparent,

@@ -3,9 +3,10 @@
     split by conversation ─▸ fit on one half ─▸ choose margin and cuts on its out-of-fold scores
                           └▸ test the cuts on the other half (promise.py) ─▸ policy, table, curves
 
-The two halves never mix: the gain models, the margin and the cuts to test come from the first, the
+The two halves never mix: the gain models, the margins and the cuts to test come from the first, the
 promise from the second. Out-of-fold scores (each row scored by a model that has not seen its
-conversation) are what the first half can say about itself without praise.
+conversation) are what the first half can say about itself without praise. Where answers may be
+waited for to their end, two ways of judging are fitted and tested together (looks.py).
 
 Routers do not transfer: one fitted on one kind of traffic does no better than a coin on another. So
 the labels have to be the tenant's own, and where they are too few the result says how many it takes
@@ -14,6 +15,7 @@ instead of promising.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -22,24 +24,31 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cascade.features import BEFORE, before, question
-from cascade.fit import Plan, answer_plan, embedding_plan, feature_plan, fit_gain, out_of_fold
-from cascade.gain import Floats, GainModel, scores_of
-from cascade.judge import AFTER, after
-from cascade.labels import Labelled, first_tokens, groups_of
-from cascade.promise import Promise, Region, choose_cut, cuts_worth_testing, plug_in_cut
-from cascade.routes.learned import Quality, Scorer
+from cascade.features import before
+from cascade.gain import Floats, scores_of
+from cascade.labels import Labelled
+from cascade.looks import EmbedMany, Looks, Rows, Table, View, fit_scorer, held_out_looks, looks_of
+from cascade.promise import (
+    Cut,
+    Promise,
+    Region,
+    Way,
+    choose_cuts,
+    cuts_worth_testing,
+    plug_in_cut,
+)
+from cascade.routes.learned import Quality, Whole
 from engine.contract import Call
 
-EmbedMany = Callable[[Sequence[Call]], NDArray[np.float32]]
-"""Calls → [n, d] unit vectors, the same that requests will get; NaN for a call that has none, which
-is then left to the large model, as it will be."""
 Progress = Callable[[str, float], None]
 """(step, share done 0 … 1)."""
 
 LEAST_ROWS = 40
 MARGINS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 10.0)
 """10 never skips the small model's attempt."""
+EARLIES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 10.0)
+"""The same for giving up an answer by its first tokens, where all of it may be waited for."""
+NO_CUT = Cut(-math.inf, False, 0, 1.0, 0.0, 1.0)
 CUT_RANGE, CUT_STEPS = 0.5, 80
 """`retest` tries cuts from that far below the region's top: fixed without looking at labels."""
 FEW_POINTS = 0.05
@@ -57,9 +66,15 @@ class Aim:
 
     promise: Promise
     hold_tokens: int | None = 16
+    whole_tokens: int = 512
+    """How long an answer that nobody reads along is waited for; 0: it is judged like the others."""
     price_ratio: float = 0.1
     embedder: str = ""
     seed: int = 0
+
+    @property
+    def view(self) -> View:
+        return View(self.hold_tokens, self.whole_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,15 +105,21 @@ class Calibration:
     fitted_on: int
     curves: tuple[Curve, ...]
     table: tuple[Line, ...]
+    tested_on: Rows
+    """Which of the rows the promise was tested on."""
 
     def summary(self) -> str:
         """What it promises, on how many labels; or what it takes to promise."""
         promise, cut = self.route.promise, self.route.cut
         lost, sure = 100 * promise.epsilon, 100 * (1 - promise.delta)
         if cut.promised:
+            shares = f"{cut.large_share:.0%} large calls"
+            if self.route.whole:
+                whole = self.route.whole.cut.large_share
+                shares += f" where answers are streamed and {whole:.0%} where they are not"
             return (
                 f"With {sure:.3g} % confidence at most {lost:.3g} points are lost against always "
-                f"asking the large model, at {cut.large_share:.0%} large calls "
+                f"asking the large model, at {shares} "
                 f"(p = {cut.p_value:.3f} on {cut.labels} labels, fitted on {self.fitted_on} more)."
             )
         needed = 2 * promise.labels_needed
@@ -132,9 +153,13 @@ def calibrate(
     always-large and a summary that says so."""
     if len(rows) < LEAST_ROWS:
         raise TooFewLabels(f"{len(rows)} labels are too few; fit on {LEAST_ROWS} or more")
-    rng = np.random.default_rng(aim.seed)
     progress("features", 0.0)
-    table = _Table.of(rows, aim, embed)
+    return calibrate_table(Table.of(rows, aim.view, embed), aim, progress)
+
+
+def calibrate_table(table: Table, aim: Aim, progress: Progress = _unheard) -> Calibration:
+    """The same for rows that are numbers already, made with `aim.view`."""
+    rng = np.random.default_rng(aim.seed)
     fit, rest = _halves(table.groups, table.volunteered, rng)
     fit = fit[~table.blind[fit]]
     if len(fit) < LEAST_ROWS // 2:
@@ -144,19 +169,24 @@ def calibrate(
             "nothing but feedback cannot test a promise; add labels that were drawn at random"
         )
     progress("fitting", 0.2)
-    held_out = _out_of_fold(table, fit, rng)
-    margin = _best_margin(held_out, table, fit, aim)
+    held_out = held_out_looks(table, fit, rng)
+    plan = _plan(held_out, table, fit, aim)
     progress("fitting the last models", 0.7)
-    scorer = replace(_fit_scorer(table, fit, aim, rng), margin=margin)
+    scorer = fit_scorer(table, fit, rng, hold_tokens=aim.hold_tokens, embedder=aim.embedder)
+    scorer = replace(scorer, margin=plan.margin)
     progress("testing", 0.9)
-    cuts = cuts_worth_testing(
-        held_out.score(margin), table.losses[fit], aim.promise.epsilon, weights=table.weighing(fit)
-    )
-    looks = _looks(scorer, table, rest)
-    cut = choose_cut(
-        looks.score(margin), table.losses[rest], cuts, aim.promise, weights=table.weighing(rest)
-    )
-    route = Quality(scorer, aim.promise, cut)
+    looks = looks_of(scorer, table, rest)
+    ways = [
+        Way(scores, cuts_worth_testing(seen, table.losses[fit], aim.promise.epsilon,
+                                       weights=table.weighing(fit)))
+        for seen, scores in zip(
+            ways_of(held_out, plan.margin, plan.whole),
+            ways_of(looks, plan.margin, plan.whole),
+            strict=True,
+        )
+    ]  # fmt: skip
+    cuts = choose_cuts(ways, table.losses[rest], aim.promise, weights=table.weighing(rest))
+    route = _with_cuts(Quality(scorer, aim.promise, NO_CUT, plan.whole), cuts)
     result = _report(route, table, fit, rest, looks)
     progress("done", 1.0)
     return result
@@ -167,110 +197,48 @@ def retest(
 ) -> Quality:
     """The same gain models with a new cut, from fresh labels drawn where they matter.
 
-    `region` bounds s₀ − margin (`first_look`), which is never above the score that is cut, so it
-    holds all that a cut up to `region.top` keeps; `region.share` comes from unlabelled traffic.
-    None of the rows may have fitted the models."""
+    `region` bounds the `first_look`, which is never above a score that is cut, so it holds all that
+    a cut up to `region.top` keeps; `region.share` comes from unlabelled traffic. None of the rows
+    may have fitted the models. Two cuts move together, by the same step."""
     scorer = route.scorer
-    table = _Table.of(rows, Aim(route.promise, scorer.hold_tokens), embed)
+    table = Table.of(rows, View(scorer.hold_tokens, route.whole_tokens), embed)
     _, one_each = np.unique(table.groups, return_index=True)
-    scores = _looks(scorer, table, one_each).score(scorer.margin)
-    cuts = [float(cut) for cut in np.linspace(region.top - CUT_RANGE, region.top, CUT_STEPS)]
-    losses = table.losses[one_each]
-    return replace(route, cut=choose_cut(scores, losses, cuts, route.promise, region))
+    looks = looks_of(scorer, table, one_each)
+    steps = np.linspace(-CUT_RANGE, 0.0, CUT_STEPS)
+    apart = 0.0
+    if route.whole and route.cut.promised:
+        apart = route.whole.cut.threshold - route.cut.threshold
+    scores = ways_of(looks, scorer.margin, route.whole)
+    ways = [
+        Way(score, (region.top + shift + steps).tolist())
+        for score, shift in zip(scores, (0.0, apart), strict=False)
+    ]
+    cuts = choose_cuts(ways, table.losses[one_each], route.promise, region)
+    return _with_cuts(route, cuts)
 
 
 def first_look(route: Quality, calls: Sequence[Call], *, embed: EmbedMany | None = None) -> Floats:
-    """s₀ − margin of unlabelled traffic: what `Region.at_most` counts, and what a call is sampled
-    by (`shadow.Sampling`)."""
+    """s₀ less the wider margin, of unlabelled traffic: what `Region.at_most` counts, and what a
+    call is sampled by (`shadow.Sampling`)."""
     inputs: dict[str, NDArray[Any]] = {"before": np.array([before(call) for call in calls])}
     if embed is not None:
         inputs["embedding"] = embed(calls)
     margin = route.scorer.margin if route.scorer.judge else 0.0
+    margin = max(margin, route.whole.margin) if route.whole else margin
     return scores_of(route.scorer.route.estimate_many(inputs)) - margin
 
 
 @dataclass(frozen=True, slots=True)
-class _Looks:
-    """s₀ and s₁ of some rows; g₁ is None where nothing is judged."""
+class _Plan:
+    """What is fixed before the test: margins, and whether whole answers are judged."""
 
-    first: Floats
-    judged: Floats | None
-
-    def score(self, margin: float) -> Floats:
-        return self.first if self.judged is None else np.maximum(self.first - margin, self.judged)
-
-
-@dataclass(frozen=True, slots=True)
-class _Table:
-    inputs: dict[str, NDArray[Any]]
-    small: Floats
-    large: Floats
-    chars: Floats
-    groups: NDArray[np.int64]
-    tokens: Floats | None
-    weights: Floats
-    volunteered: NDArray[np.bool_]
-
-    @classmethod
-    def of(cls, rows: Sequence[Labelled], aim: Aim, embed: EmbedMany | None) -> _Table:
-        inputs: dict[str, NDArray[Any]] = {"before": np.array([before(row.call) for row in rows])}
-        if embed is not None:
-            inputs["embedding"] = embed([row.call for row in rows])
-        if all(row.answer is not None for row in rows):
-            inputs["after"] = np.array([_after(row, aim.hold_tokens) for row in rows])
-        return cls(
-            inputs,
-            np.array([row.small for row in rows]),
-            np.array([row.large for row in rows]),
-            np.array([float(len(question(row.call))) for row in rows]),
-            np.array(groups_of(rows)),
-            np.array([row.tokens for row in rows]) if all(row.tokens for row in rows) else None,
-            np.array([row.weight for row in rows]),
-            np.array([row.volunteered for row in rows]),
-        )
-
-    @property
-    def losses(self) -> Floats:
-        losses: Floats = self.large - self.small
-        return losses
-
-    @property
-    def blind(self) -> NDArray[np.bool_]:
-        """Rows without a vector, where one is needed."""
-        if "embedding" not in self.inputs:
-            return np.zeros(len(self.small), dtype=np.bool_)
-        blind: NDArray[np.bool_] = np.isnan(self.inputs["embedding"]).any(axis=1)
-        return blind
-
-    def names(self, judged: bool) -> list[str]:
-        return [name for name in self.inputs if judged or name != "after"]
-
-    def weighing(self, rows: NDArray[np.int64]) -> Floats | None:
-        """None: all were drawn alike."""
-        weights: Floats = self.weights[rows]
-        return None if len(weights) == 0 or np.ptp(weights) == 0.0 else weights
-
-    def lengths(self, rows: NDArray[np.int64]) -> Floats | None:
-        return None if self.tokens is None else self.tokens[rows]
-
-    def take(self, rows: NDArray[np.int64], judged: bool) -> dict[str, NDArray[Any]]:
-        return {name: self.inputs[name][rows] for name in self.names(judged)}
-
-    def plans(self, judged: bool) -> dict[str, Plan]:
-        made = {"before": feature_plan(BEFORE), "after": answer_plan(AFTER)}
-        if "embedding" in self.inputs:
-            made["embedding"] = embedding_plan(self.inputs["embedding"].shape[1])
-        return {name: made[name] for name in self.names(judged)}
-
-
-def _after(row: Labelled, hold_tokens: int | None) -> Floats:
-    assert row.answer is not None
-    return after(question(row.call), first_tokens(row.answer, hold_tokens))
+    margin: float
+    whole: Whole | None
 
 
 def _halves(
-    groups: NDArray[np.int64], volunteered: NDArray[np.bool_], rng: np.random.Generator
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    groups: Rows, volunteered: NDArray[np.bool_], rng: np.random.Generator
+) -> tuple[Rows, Rows]:
     """Whole conversations, half of them each. All rows of the first half may fit; of the second
     each conversation gives one, drawn at random, because the test needs independent labels. What
     was volunteered is in the first half, with its conversation."""
@@ -282,72 +250,65 @@ def _halves(
     return np.flatnonzero(first), others[one_each]
 
 
-def _out_of_fold(table: _Table, rows: NDArray[np.int64], rng: np.random.Generator) -> _Looks:
-    def scores(judged: bool) -> Floats:
-        estimates = out_of_fold(
-            table.take(rows, judged),
-            table.plans(judged),
-            table.small[rows],
-            table.large[rows],
-            rng=rng,
-            tokens=table.lengths(rows),
-            groups=table.groups[rows],
-        )
-        return scores_of(estimates)
-
-    return _Looks(scores(False), scores(True) if "after" in table.inputs else None)
-
-
-def _fit_scorer(
-    table: _Table, rows: NDArray[np.int64], aim: Aim, rng: np.random.Generator
-) -> Scorer:
-    def fit(judged: bool) -> GainModel:
-        inputs, plans = table.take(rows, judged), table.plans(judged)
-        embedder = aim.embedder if "embedding" in inputs else ""
-        sides = (table.small[rows], table.large[rows])
-        tokens = table.lengths(rows)
-        return fit_gain(inputs, plans, *sides, rng=rng, tokens=tokens, embedder=embedder)
-
-    judge = fit(True) if "after" in table.inputs else None
-    return Scorer(fit(False), judge, aim.hold_tokens)
-
-
-def _looks(scorer: Scorer, table: _Table, rows: NDArray[np.int64]) -> _Looks:
-    def scores(model: GainModel, judged: bool) -> Floats:
-        found = scores_of(model.estimate_many(table.take(rows, judged)))
-        return np.where(blind, np.inf, found)
-
-    blind = table.blind[rows]
-    judged = scores(scorer.judge, True) if scorer.judge else None
-    return _Looks(scores(scorer.route, False), judged)
-
-
-def _best_margin(looks: _Looks, table: _Table, rows: NDArray[np.int64], aim: Aim) -> float:
-    """The cheapest at which the loss looks like ε: trying small costs, and so does not trying."""
+def _plan(looks: Looks, table: Table, rows: Rows, aim: Aim) -> _Plan:
+    """The margins that are cheapest where the loss looks like ε: trying small costs, and so does
+    not trying."""
     if looks.judged is None:
-        return 0.0
+        return _Plan(0.0, None)
+    losses, weights = table.losses[rows], table.weighing(rows)
 
-    def cost(margin: float) -> float:
-        score, weights = looks.score(margin), table.weighing(rows)
-        cut = plug_in_cut(score, table.losses[rows], aim.promise.epsilon, weights)
+    def cost(score: Floats, margin: float, spent: Callable[[float], Floats]) -> float:
+        cut = plug_in_cut(score, losses, aim.promise.epsilon, weights)
         tried = looks.first - margin <= cut
-        return float(np.average((score > cut) + aim.price_ratio * tried, weights=weights))
+        paid = aim.price_ratio * tried * spent(cut)
+        return float(np.average((score > cut) + paid, weights=weights))
 
-    return min(MARGINS, key=cost)
+    margin = min(MARGINS, key=lambda m: cost(looks.score(m), m, lambda _: np.ones(len(rows))))
+    if looks.whole is None:
+        return _Plan(margin, None)
+    judged, held = looks.judged, float(aim.hold_tokens or 0)
+    said = np.minimum(table.said[rows], aim.whole_tokens)
+
+    def spent(early: float, cut: float) -> Floats:
+        """Of small's answer, as a share of the mean one."""
+        given_up = looks.going & (judged - early > cut)
+        made: Floats = np.where(given_up, held, said) / said.mean()
+        return made
+
+    waits = min(
+        itertools.product(MARGINS, EARLIES),
+        key=lambda two: cost(looks.whole_score(*two), two[0], lambda cut: spent(two[1], cut)),
+    )
+    return _Plan(margin, Whole(aim.whole_tokens, *waits, NO_CUT))
+
+
+def ways_of(looks: Looks, margin: float, whole: Whole | None) -> list[Floats]:
+    """The scores that are cut: of the first tokens and, where they are waited for, of whole
+    answers."""
+    scores = [looks.score(margin)]
+    if whole is not None:
+        scores.append(looks.whole_score(whole.margin, whole.early))
+    return scores
+
+
+def _with_cuts(route: Quality, cuts: Sequence[Cut]) -> Quality:
+    whole = replace(route.whole, cut=cuts[1]) if route.whole else None
+    return replace(route, cut=cuts[0], whole=whole)
 
 
 def _report(
     route: Quality,
-    table: _Table,
-    fit: NDArray[np.int64],
-    rest: NDArray[np.int64],
-    looks: _Looks,
+    table: Table,
+    fit: Rows,
+    rest: Rows,
+    looks: Looks,
 ) -> Calibration:
     losses, weights = table.losses[rest], table.weights[rest] / table.weights[rest].mean()
     epsilon = route.promise.epsilon
     scores = {"prompt length": table.chars[rest], "router": looks.first}
     if looks.judged is not None:
-        scores["router + judge"] = looks.score(route.scorer.margin)
+        ways = ways_of(looks, route.scorer.margin, route.whole)
+        scores |= dict(zip(("router + judge", "router + judge, whole answers"), ways, strict=False))
     scores["oracle"] = losses + 1e-9 * np.arange(len(losses))  # may tell equals apart
     small, large = (
         float(np.average(side[rest], weights=weights)) for side in (table.small, table.large)
@@ -359,7 +320,7 @@ def _report(
         curves.append(curve)
         over = score > plug_in_cut(score, losses, epsilon, weights)
         lines.append(Line(name, float(np.average(over, weights=weights)), _apgr(curve)))
-    return Calibration(route, small, large, len(fit), tuple(curves), tuple(lines))
+    return Calibration(route, small, large, len(fit), tuple(curves), tuple(lines), rest)
 
 
 def _curve(name: str, score: Floats, losses: Floats, weights: Floats, small: float) -> Curve:

@@ -6,14 +6,16 @@ A call names a model, or `auto`. A named model is asked, and nothing is added. F
     2  standing        a turn with tool results stays with the model that called the tools
     3  before token 1  the policy's route decides on the request: small, large, or try small
     4  hold            small's first tokens are held back, judged, and
-    5  commit          they go out and small goes on; from here the stream never changes its mind
-    6  or escalate     small is closed, its text is the large model's draft (Trail.drafts)
+    5  wait            where nobody reads along, held until the answer has ended, judged again, and
+    6  commit          they go out and small goes on; from here the stream never changes its mind
+    7  or escalate     small is closed, its text is the large model's draft (Trail.drafts)
 
 The commit point is `Start`: it leaves here with the first token of the model that answers. Every
-decision is put on the trail with its reason. What the same call is answered with depends on the
-call alone (and on what the policy counts), never on who asks: the policy is part of the Call, and
-whether the answer is streamed is not, so JSON and SSE get the same answer and can share one
-generation.
+decision is put on the trail with its reason. Who may answer the same call depends on the call alone
+(and on what the policy counts), never on who asks: the policy is part of the Call. Whether it is
+streamed is not: it says how long small's answer may be waited for before it is judged, and both
+ways keep one promise at once (routes/learned.py). So JSON and SSE can share one generation, and a
+stored answer, whichever way it was asked for first.
 
 A model that fails before its first token is not the caller's problem while another can answer:
 small failing means large. Large failing is an error, because the promise is about large.
@@ -122,7 +124,7 @@ class Cascade:
 
     async def _cascade(self, call: Call, trail: Trail, route: Route, team: Team) -> Answer:
         started = time.perf_counter()
-        asked = await self._question(call, route, team)
+        asked = await self._question(call, trail, route, team)
         choice = self._forced(asked, team) or route.before(asked)
         _decide(trail, choice, asked)
         trail.span("route", started)
@@ -134,7 +136,7 @@ class Cascade:
             async for event in answer:
                 yield event
 
-    async def _question(self, call: Call, route: Route, team: Team) -> Question:
+    async def _question(self, call: Call, trail: Trail, route: Route, team: Team) -> Question:
         """What the route is asked, with the blocks it needs."""
         inputs: dict[str, NDArray[Any]] = {}
         if "before" in route.needs:
@@ -147,7 +149,8 @@ class Cascade:
         small, large = (
             self._candidate(model, call, team, standing) for model in (team.small, team.large)
         )
-        return Question(call, small, large, standing, inputs)
+        whole = trail.whole and route.whole_tokens > 0
+        return Question(call, small, large, standing, inputs, whole)
 
     def _candidate(self, model: str, call: Call, team: Team, standing: Standing) -> Candidate:
         """Whoever answered the last turn holds its prefix: changing the model loses that."""
@@ -212,7 +215,21 @@ class Cascade:
     async def _judge(
         self, asked: Question, small: Answer, hold: Hold, trail: Trail, route: Route
     ) -> Choice:
-        """Hold, then ask the route again. A small model that fails has judged itself."""
+        """Hold, then ask the route again, which may ask for the rest of the answer once."""
+        choice = await self._look(asked, small, hold, trail, route)
+        if not choice.judged:
+            return choice
+        hold.hold_on(route.whole_tokens)
+        choice = await self._look(asked, small, hold, trail, route)
+        if choice.judged:
+            longer = f"escalated: small's answer is longer than {route.whole_tokens} tokens"
+            return Choice(asked.large.model, longer)
+        return choice
+
+    async def _look(
+        self, asked: Question, small: Answer, hold: Hold, trail: Trail, route: Route
+    ) -> Choice:
+        """A small model that fails has judged itself."""
         try:
             await _fill(hold, small)
         except DeadlineExceeded:
@@ -225,7 +242,9 @@ class Cascade:
         text = question(asked.call)
         verdicts = tuple(judge(asked.call, text, answer) for answer in hold.answers())
         choice = route.after(asked, verdicts)
+        booked_ms = trail.spans_ms.get("judge", 0.0)
         trail.span("judge", started)
+        trail.spans_ms["judge"] += booked_ms
         return choice
 
     def _note(self, event: Event, call: Call, model: str) -> None:

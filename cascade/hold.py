@@ -2,8 +2,8 @@
 
 A stream that has begun cannot be taken back, so the cascade holds the small model's events here
 until each choice has `tokens` tokens or has ended (or, with None, until the answer has ended), and
-then lets them go or throws them away. Nothing is lost on the way: what was held is passed on as it
-came, and what was thrown away is the large model's draft.
+then lets them go, holds on for more, or throws them away. Nothing is lost on the way: what was held
+is passed on as it came, and what was thrown away is the large model's draft.
 """
 
 from __future__ import annotations
@@ -57,6 +57,10 @@ class Hold:
             return self.usage is not None
         waiting = [choice for choice in self._choices if choice.finish is None]
         return bool(waiting) and all(choice.tokens >= self._limit for choice in waiting)
+
+    def hold_on(self, tokens: int) -> None:
+        """Wait for the end, or for so many tokens of each choice."""
+        self._limit = tokens
 
     @property
     def tokens(self) -> int:

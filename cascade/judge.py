@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -57,8 +58,12 @@ AFTER = (
     "logprob_q25",
     "logprob_q50",
     "logprob_first",
+    "logprob_low3",
+    "logprob_last4_min",
+    "logprob_unsure",
     *rearranged.NAMES,
 )
+_FINISHED = AFTER.index("finished")
 
 _NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
 _HEDGE = re.compile(
@@ -89,6 +94,8 @@ _REFUSAL = re.compile(
     r"|sorry\b|as an ai\b|unfortunately, i\b)",
     re.IGNORECASE,
 )
+_UNSURE = -0.1
+"""A probability below .9."""
 _MAX_CHARS = 8_192
 
 
@@ -109,6 +116,10 @@ class Verdict:
 
     broken: str
     features: Floats
+
+    @property
+    def ended(self) -> bool:
+        return bool(self.features[_FINISHED])
 
 
 def judge(call: Call, question: str, answer: Answered) -> Verdict:
@@ -224,8 +235,9 @@ def _result(text: str, said: Sequence[str], asked: set[str]) -> tuple[float, flo
 def _confidence(logprobs: tuple[float, ...]) -> tuple[float, ...]:
     count = len(logprobs)
     if not count:
-        return (0.0,) * 8
+        return (0.0,) * 11
     order = sorted(logprobs)
+    lowest = order[:3]
     return (
         1.0,
         math.log1p(count),
@@ -235,4 +247,7 @@ def _confidence(logprobs: tuple[float, ...]) -> tuple[float, ...]:
         order[count // 4],
         order[count // 2],
         logprobs[0],
+        max(sum(lowest) / len(lowest), -20.0),
+        max(min(logprobs[-4:]), -20.0),
+        math.log1p(bisect_left(order, _UNSURE)),
     )

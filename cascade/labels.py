@@ -120,11 +120,16 @@ def _told(error: Exception) -> str:
 def first_tokens(answer: Answered, tokens: int | None) -> Answered:
     """The answer as the judge sees it when `tokens` are held back. Where the text's tokens are not
     known one by one, the text is cut in proportion."""
-    count = len(answer.logprobs) or max(1, len(answer.text) // 4)
+    count = tokens_of(answer)
     if tokens is None or count <= tokens:
         return answer
     text = answer.text[: round(len(answer.text) * tokens / count)]
     return Answered(text, answer.logprobs[:tokens], None, answer.tool_arguments)
+
+
+def tokens_of(answer: Answered) -> int:
+    """How many tokens it has; about so many where nobody told."""
+    return len(answer.logprobs) or max(1, len(answer.text) // 4)
 
 
 def groups_of(rows: Sequence[Labelled]) -> list[int]:

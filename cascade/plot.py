@@ -22,9 +22,11 @@ def plot(calibration: Calibration, path: Path, title: str) -> None:
     least = 100 * (calibration.large - promise.epsilon)
     axes.axhline(least, color="grey", linewidth=0.8)
     axes.annotate(f"always large − {100 * promise.epsilon:.3g} points", (1, least), va="bottom")
-    if cut.promised:
-        quality = 100 * (calibration.large - cut.loss)
-        axes.plot([100 * cut.large_share], [quality], "o", color="black", label="chosen")
+    whole = calibration.route.whole
+    for point, mark, name in ((cut, "o", "chosen"), (whole and whole.cut, "s", "chosen, whole")):
+        if point and point.promised:
+            quality = 100 * (calibration.large - point.loss)
+            axes.plot([100 * point.large_share], [quality], mark, color="black", label=name)
     axes.set_xlabel("share of requests on the large model, %")
     axes.set_ylabel("quality, %")
     axes.set_title(title)

@@ -21,12 +21,12 @@ from cascade.features import BEFORE
 from cascade.gain import Floats, GainModel, ModelFileError, read_model
 from cascade.judge import AFTER
 from cascade.promise import Cut, Promise
-from cascade.routes.learned import Quality, Scorer
+from cascade.routes.learned import Quality, Scorer, Whole
 
 if TYPE_CHECKING:  # serving reads policies and fits nothing
     from cascade.calibrate import Calibration
 
-FORMAT = "sluice-policy/1"
+FORMAT = "sluice-policy/2"
 POINTS = 60
 """Of a curve in a report."""
 KNOWN = {"before": BEFORE, "after": AFTER}
@@ -51,13 +51,13 @@ class Policy:
 
 def report_of(calibration: Calibration) -> dict[str, Any]:
     """The curves, thinned to what a picture can show, and the chosen point."""
-    cut, promise = calibration.route.cut, calibration.route.promise
-    chosen = {"large_share": cut.large_share, "quality": calibration.large - cut.loss}
+    cut, promise, whole = calibration.route.cut, calibration.route.promise, calibration.route.whole
     return {
         "small": calibration.small,
         "large": calibration.large,
         "target": promise.epsilon,
-        "chosen": chosen if cut.promised else None,
+        "chosen": _point(cut, calibration.large),
+        "chosen_whole": _point(whole.cut, calibration.large) if whole else None,
         "curves": [
             {
                 "name": curve.name,
@@ -69,6 +69,12 @@ def report_of(calibration: Calibration) -> dict[str, Any]:
     }
 
 
+def _point(cut: Cut, large: float) -> dict[str, float] | None:
+    if not cut.promised:
+        return None
+    return {"large_share": cut.large_share, "quality": large - cut.loss}
+
+
 def _thinned(values: Floats) -> list[float]:
     at = np.unique(np.linspace(0, len(values) - 1, min(len(values), POINTS)).round().astype(int))
     return [round(float(value), 4) for value in values[at]]
@@ -78,23 +84,26 @@ def write_policy(
     tenant: str, fingerprint: str, route: Quality, report: Mapping[str, Any] | None = None
 ) -> str:
     scorer = route.scorer
-    cut = asdict(route.cut)
-    if math.isinf(route.cut.threshold):
-        cut["threshold"] = None
+    whole = route.whole
     return json.dumps(
         {
             "format": FORMAT,
             "tenant": tenant,
             "fingerprint": fingerprint,
             "promise": asdict(route.promise),
-            "cut": cut,
+            "cut": _stored(route.cut),
             "margin": scorer.margin,
             "hold_tokens": scorer.hold_tokens,
+            "whole": {**asdict(whole), "cut": _stored(whole.cut)} if whole else None,
             "route": json.loads(scorer.route.to_json()),
             "judge": json.loads(scorer.judge.to_json()) if scorer.judge else None,
             "report": report or {},
         }
     )
+
+
+def _stored(cut: Cut) -> dict[str, Any]:
+    return {**asdict(cut), "threshold": None if math.isinf(cut.threshold) else cut.threshold}
 
 
 def read_policy(text: str) -> Policy:
@@ -105,14 +114,15 @@ def read_policy(text: str) -> Policy:
             raise ModelFileError(
                 f"a policy of format {data.get('format')!r}; run `sluice calibrate`"
             )
-        cut = Cut(**{**data["cut"], "threshold": _threshold(data["cut"]["threshold"])})
         scorer = Scorer(
             _model(data["route"]),
             _model(data["judge"]) if data["judge"] else None,
             data["hold_tokens"],
             float(data["margin"]),
         )
-        route = Quality(scorer, Promise(**data["promise"]), cut)
+        route = Quality(
+            scorer, Promise(**data["promise"]), _cut(data["cut"]), _whole(data["whole"])
+        )
         tenant, fingerprint = str(data["tenant"]), str(data["fingerprint"])
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
         raise ModelFileError(f"this is not a policy: {error!r}; run `sluice calibrate`") from error
@@ -120,8 +130,13 @@ def read_policy(text: str) -> Policy:
     return Policy(tenant, fingerprint, route, version, data.get("report", {}))
 
 
-def _threshold(value: float | None) -> float:
-    return -math.inf if value is None else float(value)
+def _cut(data: Mapping[str, Any]) -> Cut:
+    threshold = data["threshold"]
+    return Cut(**{**data, "threshold": -math.inf if threshold is None else float(threshold)})
+
+
+def _whole(data: Mapping[str, Any] | None) -> Whole | None:
+    return Whole(**{**data, "cut": _cut(data["cut"])}) if data else None
 
 
 def _model(data: Any) -> GainModel:

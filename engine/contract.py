@@ -280,6 +280,8 @@ class Trail:
     """Weight among tenants that compete for the engine."""
     deadline: float | None = None
     """In `time.monotonic()` seconds."""
+    whole: bool = False
+    """The caller gets the answer in one piece (JSON): who judges it may wait for its end first."""
     directives: Directives = Directives()
     tags: tuple[str, ...] = ()
     """What a stored answer can be purged by, beside its tenant and model (Sluice-Tags)."""

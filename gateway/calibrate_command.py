@@ -23,8 +23,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from cascade.calibrate import Aim, Calibration, EmbedMany, TooFewLabels, calibrate
+from cascade.calibrate import Aim, Calibration, TooFewLabels, calibrate
 from cascade.labels import Labelled, LabelsError, read_labels
+from cascade.looks import EmbedMany
 from cascade.policy import report_of, write_policy
 from cascade.promise import Promise
 from gateway.parts.policies import collected_path, policy_path
@@ -97,7 +98,7 @@ def _aim(asked: argparse.Namespace, settings: Settings) -> Aim:
         raise CannotCalibrate(f"--target, --delta: {error}.") from None
     small, large = (settings.models[name] for name in (cascade.small, cascade.large))
     ratio = small.price_out / large.price_out if small.price_out and large.price_out else 0.1
-    return Aim(promise, held or None, min(1.0, ratio), seed=asked.seed)
+    return Aim(promise, held or None, cascade.whole_tokens, min(1.0, ratio), seed=asked.seed)
 
 
 def _embedding(settings: Settings) -> tuple[str, EmbedMany]:

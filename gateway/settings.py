@@ -147,6 +147,11 @@ class Cascade:
     hold_tokens: int = _set(
         32, "tokens of small that sluice calibrate lets the judge see before they go out; 0: all"
     )
+    whole_tokens: int = _set(
+        512,
+        "how long an answer of small is waited for, and judged whole, where it is not streamed, as "
+        "sluice calibrate sets it; a longer one goes to large; 0: judged like a streamed one",
+    )
     max_large_share: float | None = _set(None, "budget: share of calls that may go to large")
     usd_per_day: float | None = _set(None, "budget: US dollars a day that large may cost")
     ttft_objective_s: float = _set(2.0, "latency: large is too slow above this time to first token")

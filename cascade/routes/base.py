@@ -1,9 +1,10 @@
 """What a route is asked, and what it says.
 
-A route decides twice at most: before token 1, and, where it chose to try the small model and judge
-it, once more on the tokens that were held back. It is a plain object without I/O, so that every
-policy is tested by calling it. The same question gives the same choice, except where a policy
-counts (budget) or looks at the clock or the load (latency), and those are injected.
+A route decides before token 1, and, where it chose to try the small model and judge it, again on
+the tokens that were held back; where nobody reads along, a third time when the answer has ended. It
+is a plain object without I/O, so that every policy is tested by calling it. The same question gives
+the same choice, except where a policy counts (budget) or looks at the clock or the load (latency),
+and those are injected.
 """
 
 from __future__ import annotations
@@ -40,6 +41,9 @@ class Question:
     large: Candidate
     standing: Standing = FIRST
     inputs: Inputs = field(default_factory=dict)
+    whole: bool = False
+    """Nobody reads along, and the route waits for ends: small's answer may be judged when it has
+    ended, instead of by its first tokens."""
 
     @property
     def costs(self) -> str:
@@ -50,8 +54,9 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The model that is to answer, and why, for people. `judged`: its first tokens are held back
-    and the route is asked again; a final choice never is. A `score` above the `cut` means large."""
+    """The model that is to answer, and why, for people. `judged`: its answer is held back and the
+    route is asked again (after a look at the first tokens: once more, at the end); a final choice
+    never is. A `score` above the `cut` means large."""
 
     model: str
     reason: str
@@ -75,8 +80,14 @@ class Route(Protocol):
         """How many tokens are held back for the judge; None: the whole answer."""
         ...
 
+    @property
+    def whole_tokens(self) -> int:
+        """How long an answer is waited for that nobody reads along; 0: such are not told apart."""
+        ...
+
     def before(self, question: Question) -> Choice: ...
 
     def after(self, question: Question, verdicts: tuple[Verdict, ...]) -> Choice:
-        """One verdict per choice of the answer (n)."""
+        """One verdict per choice of the answer (n). Of a `whole` question some may not have ended:
+        then the choice may be `judged` once more."""
         ...

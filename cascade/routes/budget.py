@@ -117,6 +117,7 @@ class Budget:
     """Owned by one cascade: the meter and the window of gains are its state."""
 
     hold_tokens: int | None = 0
+    whole_tokens = 0
 
     def __init__(self, model: GainModel, meter: Meter) -> None:
         self._model = model

@@ -13,6 +13,7 @@ class Fixed:
     choice: Choice
     needs: frozenset[str] = frozenset()
     hold_tokens: int | None = 0
+    whole_tokens: int = 0
 
     def before(self, question: Question) -> Choice:  # noqa: ARG002 - the point of it
         return self.choice

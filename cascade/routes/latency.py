@@ -33,6 +33,12 @@ class Latency:
     def hold_tokens(self) -> int | None:
         return self.inner.hold_tokens
 
+    @property
+    def whole_tokens(self) -> int:
+        """An answer of small that is waited for to its end delays large's by all of it: whoever
+        asks for speed gets the decision on the first tokens, with that one's cut."""
+        return 0
+
     def before(self, question: Question) -> Choice:
         return self._or_spill(question, self.inner.before(question))
 

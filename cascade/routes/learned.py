@@ -11,6 +11,15 @@ so one number decides, one cut is calibrated, and a lower cut sends a superset: 
 Learn then Test walks along (promise.py). The margin says how sure the first look must be to save
 the small model's attempt; it is fixed before calibration.
 
+Where nobody reads along (JSON), the judge looks twice: at the first tokens, to give a hopeless
+answer up early, and at the whole of it, s₂. Then a request goes to the large model when
+
+    max(s₀ − margin', s₁ − early, s₂) > cut'
+
+again one number with a cut of its own, and an answer that runs on for too long goes there, too. The
+two cuts are tested together (promise.choose_cuts), so that both promises hold at once, however the
+requests divide between the two ways of asking.
+
 What the promise allows and the cost forbids. Always-large loses nothing by definition, so every
 deviation towards the large model keeps the promise: where it already holds the conversation's
 prefix and is cheaper for that, where a conversation would be passed down for little, where the
@@ -38,8 +47,8 @@ SETTLED = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Scorer:
-    """s₀ and s₁. Without `judge` the decision is made before token 1. Both look at the same
-    `hold_tokens` in calibration as here, or the scores would not be the ones that were tested."""
+    """s₀, and s₁ and s₂ by one judge. Without `judge` the decision is made before token 1. It looks
+    at the same `hold_tokens` in calibration as here, or the scores would not be those tested."""
 
     route: GainModel
     judge: GainModel | None = None
@@ -48,12 +57,25 @@ class Scorer:
 
 
 @dataclass(frozen=True, slots=True)
+class Whole:
+    """How an answer is judged that nobody reads along: waited for until it has `tokens`, with
+    margins and a cut of its own."""
+
+    tokens: int
+    margin: float
+    early: float
+    cut: Cut
+
+
+@dataclass(frozen=True, slots=True)
 class Quality:
-    """Calibrated: `cut` was found by `promise.choose_cut` on the tenant's labels."""
+    """Calibrated: the cuts were found by `promise.choose_cuts` on the tenant's labels. Without
+    `whole` every answer is judged by its first tokens."""
 
     scorer: Scorer
     promise: Promise
     cut: Cut
+    whole: Whole | None = None
 
     @property
     def needs(self) -> frozenset[str]:
@@ -63,6 +85,10 @@ class Quality:
     @property
     def hold_tokens(self) -> int | None:
         return self.scorer.hold_tokens
+
+    @property
+    def whole_tokens(self) -> int:
+        return self.whole.tokens if self.whole else 0
 
     @property
     def name(self) -> str:
@@ -75,7 +101,7 @@ class Quality:
 
     def before(self, question: Question) -> Choice:
         large, small = question.large, question.small
-        if not self.cut.promised:
+        if not self._cut(question).promised:
             return Choice(large.model, self.name)
         if not self.needs <= question.inputs.keys():
             return Choice(large.model, f"{self.name}: no embedding, so no score; large is safe")
@@ -83,14 +109,18 @@ class Quality:
             return Choice(large.model, f"{self.name}: large costs no more here; {question.costs}")
         return self._first_look(question, self.scorer.route.estimate(question.inputs))
 
+    def _cut(self, question: Question) -> Cut:
+        return self.whole.cut if self.whole and question.whole else self.cut
+
     def _first_look(self, question: Question, estimate: Estimate) -> Choice:
         judged = self.scorer.judge is not None
-        limit = self.cut.threshold + (self.scorer.margin if judged else 0.0)
+        margin = self.whole.margin if self.whole and question.whole else self.scorer.margin
+        limit = self._cut(question).threshold + (margin if judged else 0.0)
         with_large = question.standing.turn is Turn.LATER and (
             question.standing.model == question.large.model
         )
         if with_large:
-            limit = self.cut.threshold - SETTLED
+            limit = self._cut(question).threshold - SETTLED
         seen = f"gain {estimate.gain:+.3f}, score {estimate.score:+.3f}"
         told = f"{self.name}: {seen}, cut {limit:+.3f}; {question.costs}"
         if estimate.score > limit:
@@ -99,18 +129,26 @@ class Quality:
         return Choice(question.small.model, told, judged).at(estimate.score, limit)
 
     def after(self, question: Question, verdicts: tuple[Verdict, ...]) -> Choice:
-        judge = self.scorer.judge
-        assert judge is not None, "asked to judge without a judge's model"
         for verdict in verdicts:
             if verdict.broken:
                 reason = f"{self.name}: escalated, {verdict.broken}"
                 return Choice(question.large.model, reason)
-        score = max(
-            judge.estimate({**question.inputs, "after": verdict.features}).score
-            for verdict in verdicts
-        )
-        told = f"{self.name}: judged score {score:+.3f}, cut {self.cut.threshold:+.3f}"
-        kept = Choice(question.small.model, f"{told}, kept; {question.costs}")
-        escalated = Choice(question.large.model, f"{told}, escalated; {question.costs}")
-        made = escalated if score > self.cut.threshold else kept
-        return made.at(score, self.cut.threshold)
+        cut = self._cut(question).threshold
+        score = max(self._judged(question, verdict) for verdict in verdicts)
+        ended = all(verdict.ended for verdict in verdicts)
+        seen = "whole answer" if ended else "first tokens"
+        told = f"{self.name}: judged by the {seen}, score {score:+.3f}, cut {cut:+.3f}"
+        if score > cut:
+            escalated = Choice(question.large.model, f"{told}, escalated; {question.costs}")
+            return escalated.at(score, cut)
+        if question.whole and not ended:
+            return Choice(question.small.model, f"{told}, goes on", judged=True).at(score, cut)
+        return Choice(question.small.model, f"{told}, kept; {question.costs}").at(score, cut)
+
+    def _judged(self, question: Question, verdict: Verdict) -> float:
+        judge = self.scorer.judge
+        assert judge is not None, "asked to judge without a judge's model"
+        score = judge.estimate({**question.inputs, "after": verdict.features}).score
+        if self.whole and question.whole and not verdict.ended:
+            return score - self.whole.early
+        return score

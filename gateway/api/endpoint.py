@@ -129,6 +129,7 @@ class Endpoint:
         remembered = b"cache-control" not in given
         asked = self._parse_again(tenant.name, body) if remembered else self._parse(body)
         trail = self._trail(exchange, tenant, asked.user)
+        trail.whole = not asked.stream
         calls = asked.calls(self._place(exchange, asked, tenant, trail))
         first = calls[0]
         if first.model == AUTO:

@@ -26,9 +26,9 @@ from cache.embed import (
     exported,
     prepare,
 )
-from cascade.calibrate import EmbedMany
 from cascade.cascade import Embed
 from cascade.features import question
+from cascade.looks import EmbedMany
 from engine.contract import Call
 from gateway.api.embeddings import Away, Refused
 from gateway.observe.logs import Log

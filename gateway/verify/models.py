@@ -85,6 +85,8 @@ def cascade(settings: Settings) -> Iterator[Finding]:
             yield ("cascade", name), f"must lie between {least:g} and 1"
     if cascade.hold_tokens < 0:
         yield ("cascade", "hold_tokens"), "must not be negative; 0 holds the whole answer"
+    if cascade.whole_tokens < 0:
+        yield ("cascade", "whole_tokens"), "must not be negative; 0 judges by hold_tokens only"
     if cascade.ttft_objective_s <= 0:
         yield ("cascade", "ttft_objective_s"), "must be above 0"
     for index, tenant in enumerate(settings.tenants):

@@ -88,6 +88,7 @@ def test_needs_and_hold_are_told_before_anything_is_asked(
     route = make_route()
     assert route.needs <= {"before", "embedding"}
     assert route.hold_tokens is None or route.hold_tokens >= 0
+    assert route.whole_tokens >= 0
 
 
 # ------------------------------------------------------------------ each policy's own

@@ -156,9 +156,10 @@ async def test_what_may_not_be_shared_passes_through_with_its_own_trail(house: H
 
 async def test_a_generation_has_a_trail_of_its_own(house: House) -> None:
     draft = Draft("Par", "semantic")
-    first = await house.ask("r1", tenant="acme", share=2.0, drafts=[draft])
+    first = await house.ask("r1", tenant="acme", share=2.0, drafts=[draft], whole=True)
     [run] = house.model.runs
     assert run.trail is not first.trail
+    assert run.trail.whole
     assert (run.trail.tenant, run.trail.share, run.trail.drafts) == ("acme", 2.0, [draft])
 
 

@@ -22,12 +22,13 @@ from cascade.calibrate import (
 )
 from cascade.features import question
 from cascade.gain import ModelFileError
-from cascade.judge import Answered, judge
+from cascade.judge import AFTER, Answered, judge
 from cascade.labels import Labelled, LabelsError, first_tokens, read_labels
+from cascade.looks import Table
 from cascade.policy import read_policy, write_policy
 from cascade.promise import Promise, Region
 from cascade.routes.learned import Quality
-from engine.contract import Call
+from engine.contract import Call, Json
 from tests.support.labelled import labelled
 from tests.support.routing import chat, question_of
 
@@ -43,16 +44,17 @@ def by_name(calibration: Calibration) -> dict[str, float]:
     return {line.name: line.large_share for line in calibration.table}
 
 
-def routed(route: Quality, rows: list[Labelled]) -> tuple[float, float]:
+def routed(route: Quality, rows: list[Labelled], *, whole: bool = False) -> tuple[float, float]:
     """(loss against always-large, share of large calls) of a route on labelled traffic."""
     lost, large = 0.0, 0
     for row in rows:
-        asked = question_of(row.call)
+        asked = replace(question_of(row.call), whole=whole)
         choice = route.before(asked)
-        if choice.judged:
-            assert row.answer is not None
-            seen = first_tokens(row.answer, route.hold_tokens)
-            choice = route.after(asked, (judge(row.call, question(row.call), seen),))
+        for tokens in (route.hold_tokens, None):
+            if choice.judged:
+                assert row.answer is not None
+                seen = first_tokens(row.answer, tokens)
+                choice = route.after(asked, (judge(row.call, question(row.call), seen),))
         large += choice.model == "large"
         lost += (row.large - row.small) * (choice.model == "small")
     return lost / len(rows), large / len(rows)
@@ -67,6 +69,52 @@ def test_the_promise_holds_on_fresh_traffic_at_the_share_that_was_told(
     assert lost <= 0.05
     assert large == pytest.approx(found.route.cut.large_share, abs=0.05)
     assert large < 0.5
+
+
+def late(n: int, seed: int = 0) -> list[Labelled]:
+    """Answers that begin alike, and give themselves away at the end."""
+    rows = []
+    for row in labelled(n, seed):
+        assert row.answer is not None
+        begun = replace(row.answer, logprobs=(-0.1,) * 8 + row.answer.logprobs[8:])
+        rows.append(replace(row, answer=begun))
+    return rows
+
+
+def test_whole_answers_have_a_cut_of_their_own_that_keeps_the_promise_too() -> None:
+    found = calibrate(late(1200), AIM)
+    route = found.route
+    assert route.whole is not None
+    assert route.cut.promised
+    assert route.whole.cut.promised
+    fresh = late(4000, seed=9)
+    lost, large = routed(route, fresh)
+    lost_whole, large_whole = routed(route, fresh, whole=True)
+    assert max(lost, lost_whole) <= 0.05
+    assert large == pytest.approx(route.cut.large_share, abs=0.05)
+    assert large_whole == pytest.approx(route.whole.cut.large_share, abs=0.05)
+    assert large_whole < large - 0.03, "their ends tell more"
+    assert "where they are not" in found.summary()
+
+
+def test_whole_answers_are_not_judged_where_they_are_not_to_be_waited_for() -> None:
+    rows = late(400)
+    assert calibrate(rows, replace(AIM, whole_tokens=0)).route.whole is None
+    assert calibrate(rows, replace(AIM, hold_tokens=None)).route.whole is None, "all are whole"
+
+
+def test_an_answer_longer_than_is_waited_for_counts_as_the_large_models() -> None:
+    route = calibrate(late(400), replace(AIM, whole_tokens=19)).route
+    assert route.whole is not None
+    assert not route.whole.cut.promised or route.whole.cut.large_share > 0.95
+
+
+def test_a_document_is_held_whole_in_calibration_as_in_service() -> None:
+    asked = Json('{"type":"json_object"}')
+    rows = [replace(row, call=replace(row.call, response_format=asked)) for row in late(20)]
+    table = Table.of(rows, AIM.view, None)
+    assert not table.going.any()
+    assert (table.inputs["after"][:, AFTER.index("finished")] == 1.0).all()
 
 
 def test_the_table_orders_the_routers_as_they_deserve(found: Calibration) -> None:
@@ -176,6 +224,7 @@ def test_a_stored_policy_decides_as_before(found: Calibration) -> None:
     policy = read_policy(text)
     assert (policy.tenant, policy.fingerprint) == ("acme", "weights-1")
     assert policy.key == f"quality/acme/{policy.version}"
+    assert policy.route.whole == found.route.whole
     for asked in ("Mend ```x```", "What is it?"):
         question = question_of(chat(asked))
         assert policy.route.before(question) == found.route.before(question)
@@ -188,7 +237,7 @@ def test_a_policy_without_a_promise_survives_the_file(found: Calibration) -> Non
     assert not policy.route.cut.promised
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format":"sluice-policy/1"}', '{"format":"x"}'])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format":"sluice-policy/2"}', '{"format":"x"}'])
 def test_what_is_no_policy_is_refused(text: str) -> None:
     with pytest.raises(ModelFileError, match="sluice calibrate"):
         read_policy(text)
@@ -243,7 +292,7 @@ def test_the_curve_is_drawn(found: Calibration, tmp_path: Path) -> None:
 
 
 def test_the_policy_file_is_plain_json(found: Calibration) -> None:
-    assert json.loads(write_policy("a", "f", found.route))["format"] == "sluice-policy/1"
+    assert json.loads(write_policy("a", "f", found.route))["format"] == "sluice-policy/2"
 
 
 def test_what_was_volunteered_teaches_and_does_not_test() -> None:

@@ -13,13 +13,16 @@ import pytest
 
 from cascade.ability import Abilities, lacking
 from cascade.cascade import ABANDONED, Cascade, Team
+from cascade.gain import GainModel
 from cascade.hold import Hold
+from cascade.judge import AFTER
 from cascade.price import Price
 from cascade.promise import Cut, Promise
 from cascade.routes.base import Choice, Question
 from cascade.routes.cautious import Cautious
 from cascade.routes.fixed import fixed
-from cascade.routes.learned import Quality, Scorer
+from cascade.routes.latency import Latency
+from cascade.routes.learned import Quality, Scorer, Whole
 from engine.contract import (
     CUT,
     BadCall,
@@ -42,7 +45,7 @@ from engine.contract import (
     Usage,
 )
 from tests.support.fake import FakeModel
-from tests.support.routing import CODE_GAINS, chat
+from tests.support.routing import CODE_GAINS, UNSURE_GAINS, chat, gain_of
 
 SURE = Cautious(least_mean=-0.6, least=-0.6, must_end=False, hold_tokens=3)
 """The fake model's log-probabilities are −0.5 each: sure enough for this one."""
@@ -65,8 +68,8 @@ class Pair:
         self.cascade = Cascade(models, route, team)
         self.trail = Trail("r1")
 
-    async def ask(self, call: Call | None = None) -> list[Event]:
-        self.trail = Trail("r1")
+    async def ask(self, call: Call | None = None, *, whole: bool = False) -> list[Event]:
+        self.trail = Trail("r1", whole=whole)
         answer = self.cascade(call or chat("Count to five."), self.trail)
         return [event async for event in answer]
 
@@ -193,6 +196,96 @@ async def test_a_document_is_held_whole_and_a_broken_one_escalated() -> None:
     assert "not JSON" in pair.reasons[-1]
     pair = Pair(SURE, small=FakeModel(say('{"a": 1}'), name="small"), large=large)
     assert starts(await pair.ask(asked)) == ["small"]
+
+
+# ------------------------------------------------------------------ answers that nobody reads along
+
+WRONG = FakeModel(say("well now then 2 + 2 = 5"), name="small")
+WRONG_SUMS = gain_of("any_sum_wrong", AFTER, "after")
+"""Large is better where a sum is wrong; in the first three words of WRONG there is none."""
+BOLD = Cut(0.0, True, 500, 0.05, 0.0, 0.4)
+
+
+def patient(tokens: int = 512, early: float = 0.1, judge: GainModel = WRONG_SUMS) -> Quality:
+    scorer = Scorer(CODE_GAINS, judge, hold_tokens=3)
+    return Quality(scorer, Promise(0.01), BOLD, Whole(tokens, 0.15, early, BOLD))
+
+
+async def test_a_whole_answer_is_judged_whole_and_a_streamed_one_by_its_first_tokens() -> None:
+    pair = Pair(patient(), small=WRONG)
+    assert starts(await pair.ask()) == ["small"]
+    assert "first tokens" in pair.reasons[-1]
+    assert starts(await pair.ask(whole=True)) == ["large"]
+    assert "whole answer" in pair.reasons[-1]
+    assert len(pair.reasons) == 2, "one before, one after"
+
+
+async def test_a_whole_answer_that_is_good_goes_out_as_it_came() -> None:
+    pair = Pair(patient())
+    assert await pair.ask(whole=True) == await pair.ask()
+    assert not pair.large.calls
+
+
+async def test_a_rejected_whole_answer_is_all_waste() -> None:
+    pair = Pair(patient(), small=WRONG)
+    events = await pair.ask(whole=True)
+    assert [(w.model, w.usage) for w in pair.trail.wasted] == [("small", Usage(7, 8, 2, 13))]
+    assert isinstance(events[-1], End)
+    assert events[-1].usage.computed_tokens == 5 + 3 + 13
+    assert pair.trail.drafts == [Draft("well now then 2 + 2 = 5 ", "small")]
+
+
+async def test_a_hopeless_answer_is_not_waited_for() -> None:
+    small = FakeModel(say("2 + 3 = 7 and so on and on"), name="small")
+    pair = Pair(replace(patient(), scorer=replace(patient().scorer, hold_tokens=5)), small=small)
+    assert starts(await pair.ask(whole=True)) == ["large"]
+    assert pair.trail.wasted[0].usage.completion_tokens == 5
+    unsure = replace(patient(early=10.0).scorer, hold_tokens=5)
+    pair = Pair(replace(patient(early=10.0), scorer=unsure), small=small)
+    assert starts(await pair.ask(whole=True)) == ["large"]
+    assert pair.trail.wasted[0].usage.completion_tokens == 10, "waited for: not hopeless enough"
+
+
+async def test_an_answer_that_runs_on_for_too_long_is_escalated() -> None:
+    pair = Pair(patient(tokens=4))
+    assert starts(await pair.ask(whole=True)) == ["large"]
+    assert "longer than 4 tokens" in pair.reasons[-1]
+    assert pair.trail.wasted[0].usage.completion_tokens == 4
+
+
+async def test_every_choice_is_waited_for_and_judged() -> None:
+    pair = Pair(patient())
+    events = await pair.ask(chat("Count to five.", n=2), whole=True)
+    assert [event.index for event in events if isinstance(event, Finish)] == [0, 1]
+    pair = Pair(patient(), small=WRONG)
+    assert starts(await pair.ask(chat("Count to five.", n=2), whole=True)) == ["large"]
+
+
+async def test_an_answer_cut_by_its_own_limit_has_ended() -> None:
+    class Cut(FakeModel):
+        def _middle(self, call: Call, pieces: Sequence[str]) -> list[Event]:
+            return [*super()._middle(call, pieces)[:-1], Finish(0, "length")]
+
+    pair = Pair(patient(judge=UNSURE_GAINS), small=Cut(say("one two three four"), name="small"))
+    assert starts(await pair.ask()) == ["small"]
+    assert starts(await pair.ask(whole=True)) == ["large"], "the judge has learnt that it is bad"
+
+
+async def test_a_policy_of_speed_waits_for_no_end() -> None:
+    pair = Pair(Latency(patient(), 1.0, lambda _: 0.0), small=WRONG)
+    assert starts(await pair.ask(whole=True)) == ["small"]
+
+
+async def test_small_failing_while_it_is_waited_for_is_nobodys_problem() -> None:
+    small = FakeModel(say("one two three four"), name="small", late_error=UpstreamFailed("cut"))
+    assert starts(await Pair(patient(), small=small).ask(whole=True)) == ["large"]
+
+
+async def test_the_uncalibrated_wait_for_a_long_answer_that_nobody_reads_along() -> None:
+    sure = Cautious(least_mean=-0.6, least=-0.6, hold_tokens=3)
+    assert starts(await Pair(sure).ask()) == ["large"]
+    assert starts(await Pair(sure).ask(whole=True)) == ["small"]
+    assert starts(await Pair(sure, small=WRONG).ask(whole=True)) == ["large"]
 
 
 # ------------------------------------------------------------------ failure

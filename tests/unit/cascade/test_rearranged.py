@@ -73,3 +73,27 @@ def test_any_text_gives_finite_numbers(text: str) -> None:
 def test_numbers_keep_their_signs_beside_those_without() -> None:
     assert seen("7 and -7", "-7")["result_rank"] == 0.25
     assert seen("7 and 9", "9")["result_rank"] == 0.75
+
+
+def test_statements_that_stand_in_the_question_are_told_from_invented_ones() -> None:
+    asked = "Hana picks up the ball. Wendy gives the key to  Paul. Where is the ball?"
+    right = seen(asked, "Hana picks up the ball. Wendy gives the key to Paul.\nAnswer: attic")
+    assert (right["statements_kept"], right["statements_invented"]) == (2.0, 0.0)
+    wrong = seen(asked, "Wendy picks up the ball.\nAnswer: attic")
+    assert (wrong["statements_kept"], wrong["statements_invented"]) == (0.0, 1.0)
+    assert seen(asked, "the attic")["statements_invented"] == 0.0, "too short to be a statement"
+
+
+def test_a_result_that_goes_on_with_the_questions_numbers_is_told_from_another() -> None:
+    asked = "Next number: 112, 100, 88, 76, ?"
+    assert seen(asked, "76 - 12 = 64\nAnswer: 64")["result_goes_on"] == 1.0
+    assert seen(asked, "54")["result_goes_on"] == -1.0
+    assert seen(asked, "none")["result_goes_on"] == 0.0
+    assert seen("What is 7, 3 and 12?", "22")["result_goes_on"] == 0.0, "no row"
+
+
+def test_a_result_that_counts_the_questions_list_is_told_from_another() -> None:
+    asked = "How many words are in this list: fig, pear, plum, pear?"
+    assert seen(asked, "4")["result_counts_list"] == 1.0
+    assert seen(asked, "fig 1, pear 2, plum 3\nAnswer: 3")["result_counts_list"] == -1.0
+    assert seen("How many are a fig, and a pear?", "2")["result_counts_list"] == 0.0
