@@ -100,10 +100,17 @@ def _numbers(text: str) -> list[str]:
 
 
 def _words(asked: str, result: str) -> tuple[float, float]:
-    said = Counter(_WORD.findall(result))
-    total = said.total()
-    from_question = (said & Counter(_WORD.findall(asked))).total() if total else 0
-    return from_question / max(1, total), float(min(total - from_question, 20))
+    said = _WORD.findall(result)
+    if not said:
+        return 0.0, 0.0
+    left = Counter(_WORD.findall(asked))
+    own = 0
+    for word in said:
+        if left[word] > 0:
+            left[word] -= 1
+        else:
+            own += 1
+    return (len(said) - own) / len(said), float(min(own, 20))
 
 
 def _as_worked_out(working: str, numbers: Sequence[str]) -> float:
@@ -117,7 +124,7 @@ def _as_worked_out(working: str, numbers: Sequence[str]) -> float:
 def _letters(asked: str, result: str) -> tuple[float, float]:
     """Whether a word of the question came back with the same letters, and backwards."""
     final = result.translate(_MARKS).replace(" ", "")
-    if len(final) < _LEAST_LETTERS or not all(letter in asked for letter in set(final)):
+    if len(final) < _LEAST_LETTERS or not set(asked).issuperset(final):
         return 0.0, 0.0
     alike = {word for word in asked.translate(_MARKS).split() if len(word) == len(final)}
     bag = sorted(final)

@@ -123,6 +123,8 @@ class _Case:
     tenant: str
     drawn: float
     feedback: Feedback | None = None
+    answer_id: str = ""
+    """Of feedback: what it is about."""
 
 
 Keep = Callable[[str, str], None]
@@ -209,12 +211,18 @@ class Shadow:
         self, answer_id: str, score: float, *, tenant: str, correct_answer: str = ""
     ) -> bool:
         """Whether the tenant's answer was still known; then both models will answer it again.
-        `score` in [0, 1]."""
+        `score` in [0, 1]. Of an answer that is graded again the last word counts (labels.py), and
+        one that waits is replaced."""
         known = self._answered.get(answer_id)
         if known is None or known[1] != tenant:
             return False
         call, _, text = known
-        self._put(_Case(call, tenant, 0.0, Feedback(text, score, correct_answer)))
+        case = _Case(call, tenant, 0.0, Feedback(text, score, correct_answer), answer_id)
+        for place, waiting in enumerate(self._waiting):
+            if waiting.answer_id == answer_id:
+                self._waiting[place] = case
+                return True
+        self._put(case)
         return True
 
     async def run(self) -> None:
@@ -255,7 +263,14 @@ class Shadow:
                 return None
             grades = agreed
         tokens = spent[-1].usage.completion_tokens
-        return write_label(case.call, small, grades, large_tokens=tokens, drawn=case.drawn)
+        return write_label(
+            case.call,
+            small,
+            grades,
+            large_tokens=tokens,
+            drawn=case.drawn,
+            answer_id=case.answer_id,
+        )
 
     def _asked(self, call: Call, model: str) -> Call:
         judged = self._logprobs and model == self._small
@@ -287,9 +302,16 @@ async def _whole(answerer: Answerer, call: Call, spent: list[Waste]) -> Answered
 
 
 def write_label(
-    call: Call, small: Answered, grades: Grades, *, large_tokens: int = 0, drawn: float = 1.0
+    call: Call,
+    small: Answered,
+    grades: Grades,
+    *,
+    large_tokens: int = 0,
+    drawn: float = 1.0,
+    answer_id: str = "",
 ) -> str:
-    """A row as labels.read_labels reads it. `drawn`: the probability; 0: it was volunteered."""
+    """A row as labels.read_labels reads it. `drawn`: the probability; 0: it was volunteered, about
+    `answer_id`."""
     row: dict[str, object] = {
         "small": {
             "score": grades.small,
@@ -302,6 +324,8 @@ def write_label(
         "source": "shadow" if drawn else "feedback",
         "weight": round(1.0 / (drawn or 1.0), 4),
     }
+    if answer_id:
+        row["answer"] = answer_id
     if call.kind == "text":
         row["prompt"] = call.prompt
     else:

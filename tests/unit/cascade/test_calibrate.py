@@ -267,14 +267,56 @@ def test_labels_are_read_in_every_form() -> None:
         ('{"messages":[],"small":1,"large":1}', "messages is empty"),
         ('{"prompt":"x","small":2,"large":1}', "0 … 1"),
         ('{"prompt":"x","small":NaN,"large":1}', "0 … 1"),
-        ('{"prompt":"x","small":"good","large":1}', "line 1"),
-        ("[1]", "line 1"),
+        ('{"prompt":"x","small":"good","large":1}', 'small.score must be a number, not "good"'),
+        ("[1]", "a row is a JSON object"),
+        ('{"prompt":"x","small":{},"large":1}', "small.score is missing"),
+        ('{"prompt":"x","small":1,"large":null}', "'large' is missing"),
+        ('{"prompt":7,"small":1,"large":1}', "prompt must be text, not 7"),
+        ('{"messages":"Hi","small":1,"large":1}', 'messages is "Hi"; it must be a list'),
+        ('{"messages":["Hi"],"small":1,"large":1}', 'a message needs a "role"'),
+        ('{"messages":[{"role":"me","content":"x"}],"small":1,"large":1}', "system, developer"),
+        ('{"messages":[{"role":"user"}],"small":1,"large":1}', 'needs a "content" of text'),
+        (
+            '{"messages":[{"role":"user","content":[{"type":"image_url"}]}],"small":1,"large":1}',
+            'needs a "content" of text',
+        ),
+        ('{"prompt":"x","small":{"score":1,"text":3},"large":1}', "small.text must be text"),
+        (
+            '{"prompt":"x","small":{"score":1,"text":"a","logprobs":3},"large":1}',
+            "small.logprobs must be a list",
+        ),
+        (
+            '{"prompt":"x","small":{"score":1,"text":"a","logprobs":["b"]},"large":1}',
+            "small.logprobs must be a number",
+        ),
+        (
+            '{"prompt":"x","small":{"score":1,"text":"a","finish":"eos"},"large":1}',
+            "small.finish must be one of",
+        ),
+        ('{"prompt":"x","small":1,"large":{"score":1,"tokens":"9"}}', "large.tokens must be"),
+        ('{"prompt":"x","small":1,"large":1,"weight":"2"}', "weight must be a number"),
     ],
 )
 def test_a_wrong_row_is_named(line: str, said: str) -> None:
     with pytest.raises(LabelsError, match=said) as raised:
         read_labels([line])
-    assert str(raised.value).startswith("line 1")
+    assert str(raised.value).startswith("line 1: ")
+    assert str(raised.value).endswith("Mend the line or take it out")
+
+
+def test_of_an_answer_that_was_graded_again_the_last_word_counts() -> None:
+    rows = [f'{{"prompt":"x","small":{n % 2},"large":1,"answer":"a"}}' for n in range(3)]
+    other = '{"prompt":"y","small":1,"large":1,"answer":"b"}'
+    read = read_labels([*rows[:2], other, rows[2], other.replace(',"answer":"b"', "")])
+    assert [(row.call.prompt, row.small) for row in read] == [("y", 1.0), ("x", 0.0), ("y", 1.0)]
+
+
+def test_a_message_in_parts_is_read_as_its_text() -> None:
+    parts = '[{"type":"text","text":"Hello "},{"type":"text","text":"you"}]'
+    (row,) = read_labels(
+        [f'{{"messages":[{{"role":"user","content":{parts}}}],"small":1,"large":1}}']
+    )
+    assert row.call.messages[0].text == "Hello you"
 
 
 def test_the_judge_sees_only_what_was_held_back() -> None:

@@ -169,6 +169,20 @@ async def test_feedback_makes_a_row_that_is_volunteered(
     assert (row.small, row.large, row.volunteered) == (small, large, True)
 
 
+async def test_feedback_that_is_given_again_counts_once_and_the_last_word_holds() -> None:
+    rome = FakeModel(lambda _: ["Rome"], name="l")
+    scene = Scene(share=1e-9, front=rome, large=rome)
+    await scene.ask(chat("Capital?"), Trail("abc", tenant="t"))
+    for score in (1.0, 0.0, 1.0):
+        assert scene.shadow.feedback("abc", score, tenant="t")
+    assert scene.shadow.waiting == 1, "what has not been looked at yet is replaced"
+    await scene.settle(lambda: bool(scene.rows))
+    assert scene.shadow.feedback("abc", 0.0, tenant="t")
+    await scene.settle(lambda: len(scene.rows) == 2)
+    (row,) = read_labels(scene.rows)
+    assert row.large == 0.0
+
+
 async def test_an_answer_that_was_cut_is_no_sample() -> None:
     scene = Scene()
     answer = scene.shadow(chat("Hi"), Trail("r"))
