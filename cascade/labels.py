@@ -139,9 +139,8 @@ def _call(raw: dict[str, Any]) -> Call:
         for name in ("tools", "response_format")
         if raw.get(name) is not None
     }
-    return Call(
-        kind="chat", model="auto", scope="", messages=tuple(map(_message, messages)), **fields
-    )  # type: ignore[arg-type]
+    said = tuple(_message(message) for message in messages)
+    return Call(kind="chat", model="auto", scope="", messages=said, **fields)  # type: ignore[arg-type]
 
 
 def _message(raw: Any) -> Message:
@@ -151,8 +150,9 @@ def _message(raw: Any) -> Message:
     if content is None and raw.get("tool_calls"):
         content = ""
     if isinstance(content, list):
-        pieces = [one.get("text") for one in content if isinstance(one, dict)]
-        content = "".join(pieces) if all(isinstance(one, str) for one in pieces) else None
+        pieces = [one.get("text") if isinstance(one, dict) else None for one in content]
+        said = [one for one in pieces if isinstance(one, str)]
+        content = "".join(said) if len(said) == len(pieces) else None
     if not isinstance(content, str):
         found = _kind(raw.get("content"))
         raise ValueError(f'a message needs a "content" of text, not {found}')  # noqa: TRY004
