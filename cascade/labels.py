@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cascade.judge import Answered
-from engine.contract import Call, Json, Message, Part
+from engine.contract import Call, FinishReason, Json, Message, Part
 
 HOLDS = "messages (or prompt), small and large"
 FINISHES = ("stop", "length", "tool_calls", "content_filter")
@@ -117,7 +117,7 @@ def _answer(small: dict[str, Any]) -> Answered | None:
         raise ValueError(f"small.text must be text, not {_kind(text)}")  # noqa: TRY004
     if not isinstance(logprobs, list):
         raise ValueError(f"small.logprobs must be a list of numbers, not {_kind(logprobs)}")  # noqa: TRY004
-    finish = small.get("finish") or "stop"
+    finish: FinishReason = small.get("finish") or "stop"
     if finish not in FINISHES:
         raise ValueError(f"small.finish must be one of {', '.join(FINISHES)}, not {finish!r}")
     return Answered(text, tuple(_number(one, "small.logprobs") for one in logprobs), finish)
