@@ -29,6 +29,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
+from typing import get_args
 
 import httpx
 
@@ -36,10 +37,11 @@ from cascade.address import Addresses, AddressRefused
 from cascade.guard import Backoff, Breaker
 from cascade.http1 import Whole
 from cascade.openai_wire import request_body, usage_of
-from cascade.price import Heard, estimate_prompt_tokens
 from cascade.reply import (
     Again,
+    ErrorKind,
     Reply,
+    Told,
     error_of,
     error_text,
     read_at_most,
@@ -51,19 +53,17 @@ from engine.contract import (
     BadCall,
     Call,
     DeadlineExceeded,
-    Delta,
     End,
-    Finish,
     Overloaded,
     Start,
     Trail,
     UpstreamFailed,
-    Usage,
 )
 
 MAX_ERROR_BYTES = 65_536
 _AGAIN = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 _CALLERS = frozenset({400, 413, 415, 422})
+ERRORS: tuple[ErrorKind, ...] = get_args(ErrorKind)
 
 
 class SecretMissing(ValueError):
@@ -91,29 +91,6 @@ class _Unheard(Exception):
     def __init__(self, error: AnswerError) -> None:
         super().__init__(error.message)
         self.error = error
-
-
-class _Told:
-    """What one answer took, as far as it has been told or heard."""
-
-    def __init__(self, call: Call) -> None:
-        self._call = call
-        self._heard = Heard()
-        self.open_choices = set(range(call.n))
-        self.counts: Usage | None = None
-        """The server's own."""
-
-    def hear(self, event: Delta | Finish) -> None:
-        if isinstance(event, Delta):
-            self._heard.add(event)
-        else:
-            self.open_choices.discard(event.index)
-
-    def usage(self) -> Usage:
-        if self.counts is not None:
-            return self.counts
-        prompt, answer = estimate_prompt_tokens(self._call), self._heard.tokens
-        return Usage(prompt, answer, 0, prompt + answer)
 
 
 def secret(variable: str, environ: Mapping[str, str]) -> str:
@@ -144,13 +121,15 @@ class Remote:
         self._backoff = backoff
         self._now = now
         self._headers = _headers(upstream)
+        self.errors: dict[str, int] = dict.fromkeys(ERRORS, 0)
+        """Tries that failed, by kind. What the caller did wrong is none."""
 
     @property
     def breaker(self) -> Breaker:
         return self._breaker
 
     async def __call__(self, call: Call, trail: Trail) -> Answer:
-        name, told, ended = self._upstream.name, _Told(call), False
+        name, told, ended = self._upstream.name, Told(call), False
         reply = await self._begin(call, trail)
         try:
             async with aclosing(reply):
@@ -215,7 +194,7 @@ class Remote:
                 return await self._try(kind, post, trail)
             except (asyncio.CancelledError, _Unheard) as given_up:
                 if post.sent:
-                    trail.cut(self._upstream.name, _Told(call).usage(), estimated=True)
+                    trail.cut(self._upstream.name, Told(call).usage(), estimated=True)
                 if isinstance(given_up, _Unheard):
                     raise given_up.error from given_up
                 raise
@@ -238,18 +217,20 @@ class Remote:
                 return reply
         except TimeoutError as error:
             if not by_deadline:
-                raise _Unheard(self._failed("did not begin to answer in time")) from error
+                raise _Unheard(self._failed("did not begin to answer in time", "silent")) from error
             late = DeadlineExceeded(
                 f"Upstream {self._upstream.name!r} had not begun to answer when the request's "
                 "time was up; allow more time."
             )
             raise _Unheard(late) from error
         except AddressRefused as error:
-            raise self._failed(f"may not be reached: {error}") from error
+            raise self._failed(f"may not be reached: {error}", "unreachable") from error
         except (httpx.ConnectError, httpx.ConnectTimeout, OSError) as error:
-            raise Again(self._failed("cannot be reached, or hung up at once")) from error
+            raise Again(
+                self._failed("cannot be reached, or hung up at once", "unreachable")
+            ) from error
         except httpx.TimeoutException as error:
-            raise _Unheard(self._failed("went silent before its answer")) from error
+            raise _Unheard(self._failed("went silent before its answer", "silent")) from error
         except httpx.HTTPError as error:
             raise Again(self._failed("broke the connection off")) from error
 
@@ -306,19 +287,23 @@ class Remote:
                 code=code if isinstance(code, str) else None,
             )
         if status in {401, 403}:
-            return self._failed(f"refused our key; check its api_key_env ({message})")
+            return self._failed(f"refused our key; check its api_key_env ({message})", "refused")
         if status == 404:
-            return self._failed(f"has no model {self._upstream.model!r}; check it ({message})")
+            told = f"has no model {self._upstream.model!r}; check it ({message})"
+            return self._failed(told, "refused")
         if status in {429, 503, 529}:
+            self.errors["full"] += 1
             full = Overloaded(
                 f"Upstream {self._upstream.name!r} is full: {message} Try again later.",
                 retry_after_s=pause_s,
             )
             return Again(full, pause_s)
-        failed = self._failed(f"answered {status}: {message}")
+        failed = self._failed(f"answered {status}: {message}", "status")
         return Again(failed, pause_s) if status in _AGAIN else failed
 
-    def _failed(self, what: str) -> UpstreamFailed:
+    def _failed(self, what: str, kind: ErrorKind = "broken") -> UpstreamFailed:
+        """One more error of the upstream, counted and in words."""
+        self.errors[kind] += 1
         name, said = self._upstream.name, self._redacted(what)
         return UpstreamFailed(f"Upstream {name!r} {said}. The request may be retried.")
 

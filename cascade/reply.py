@@ -8,19 +8,32 @@ caller.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import suppress
+from typing import Literal, Protocol
 
 import httpx
 import msgspec
 import orjson
 
 from cascade.openai_wire import Chunk, events_of, read_chunk
+from cascade.price import Heard, estimate_prompt_tokens
 from cascade.sse import EventReader, EventTooLarge
-from engine.contract import AnswerError, Delta, Finish, UpstreamFailed
+from engine.contract import AnswerError, Call, Delta, Finish, UpstreamFailed, Usage
 
 MAX_WHOLE_BYTES = 64 << 20
 LAST_BYTES_S = 0.05
+
+
+ErrorKind = Literal["unreachable", "silent", "broken", "full", "refused", "status"]
+"""How an upstream fails: no connection, no bytes in time, an answer that broke off or cannot be
+read, no room (429, 503, 529), our key or model unknown there, another status."""
+
+
+class Failing(Protocol):
+    """Makes the upstream's failure of what it did, in words for the caller."""
+
+    def __call__(self, what: str, kind: ErrorKind = "broken") -> UpstreamFailed: ...
 
 
 class Again(Exception):
@@ -35,7 +48,7 @@ class Again(Exception):
 class Reply:
     """One response whose status was 200. Closed by whoever got it."""
 
-    def __init__(self, response: httpx.Response, failed: Callable[[str], UpstreamFailed]) -> None:
+    def __init__(self, response: httpx.Response, failed: Failing) -> None:
         self._response = response
         self._failed = failed
         self._bytes = response.stream.__aiter__()  # type: ignore[union-attr]
@@ -76,7 +89,7 @@ class Reply:
                 async with asyncio.timeout(between_s):
                     await self._more()
             except (TimeoutError, httpx.TimeoutException) as error:
-                raise self._failed("went silent in the middle of its answer") from error
+                raise self._failed("went silent in the middle of its answer", "silent") from error
             except (httpx.HTTPError, OSError) as error:
                 raise self._failed("broke the connection off") from error
 
@@ -119,6 +132,29 @@ class Reply:
             except msgspec.DecodeError as error:
                 # Told in its turn: what came before it in the same packet is good.
                 self._waiting.append(Chunk(error=f"it sent what cannot be read ({error})"))
+
+
+class Told:
+    """What one answer took, as far as it has been told or heard."""
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+        self._heard = Heard()
+        self.open_choices = set(range(call.n))
+        self.counts: Usage | None = None
+        """The server's own."""
+
+    def hear(self, event: Delta | Finish) -> None:
+        if isinstance(event, Delta):
+            self._heard.add(event)
+        else:
+            self.open_choices.discard(event.index)
+
+    def usage(self) -> Usage:
+        if self.counts is not None:
+            return self.counts
+        prompt, answer = estimate_prompt_tokens(self._call), self._heard.tokens
+        return Usage(prompt, answer, 0, prompt + answer)
 
 
 async def read_at_most(response: httpx.Response, limit: int) -> bytes:

@@ -39,11 +39,12 @@ from gateway.dashboard import page
 from gateway.dashboard.history import Pulse
 from gateway.drain import Drain
 from gateway.live import Live
+from gateway.observe.budget_metrics import BudgetsNow
 from gateway.observe.content import ContentLayer
 from gateway.observe.keeper import Keeper
 from gateway.observe.ledger import Ledger, LedgerLayer
 from gateway.observe.logs import Log
-from gateway.observe.metrics import Metrics
+from gateway.observe.metrics import Metrics, UpstreamErrors
 from gateway.observe.rollup import RollUp
 from gateway.parts.cascade import build_auto, cache_error_of
 from gateway.parts.exact import Cache, build_cache, exact_terms
@@ -106,7 +107,8 @@ def assemble(
     answerer, stop_tracing = _traced(settings.traces, told)
     drain = Drain(settings.server.max_inflight, settings.server.shutdown_grace_s)
     pulse = Pulse(backend.states)
-    metrics = Metrics(rollup, backend.states, lambda: drain.inflight, meaning.metrics())
+    more = (BudgetsNow(tenancy.budgets.states), UpstreamErrors(backend.upstream_errors))
+    metrics = Metrics(rollup, backend.states, lambda: drain.inflight, [*meaning.metrics(), *more])
     edge = Edge(
         server=settings.server,
         keys=tenancy.keys,

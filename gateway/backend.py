@@ -31,6 +31,10 @@ class Backend(Protocol):
         """What each model is doing now."""
         ...
 
+    def upstream_errors(self) -> Mapping[tuple[str, str], int]:
+        """(model, kind) → how often a server elsewhere failed since the start."""
+        ...
+
     def problem(self) -> str | None:
         """Why it cannot answer, for /readyz; None when it can."""
         ...
@@ -58,6 +62,9 @@ class PlainBackend:
         return
 
     def states(self) -> Mapping[str, EngineState]:
+        return {}
+
+    def upstream_errors(self) -> Mapping[tuple[str, str], int]:
         return {}
 
     def problem(self) -> str | None:

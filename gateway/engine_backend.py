@@ -63,6 +63,9 @@ class EngineBackend:
     def states(self) -> Mapping[str, EngineState]:
         return {name: _state(stats) for name, stats in self._engine.stats().items()}
 
+    def upstream_errors(self) -> Mapping[tuple[str, str], int]:
+        return {}
+
     def problem(self) -> str | None:
         return self._engine.problem
 

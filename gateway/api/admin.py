@@ -16,9 +16,10 @@ from gateway.api.admin_gate import AdminGate
 from gateway.errors import NoSuchPath
 from gateway.live import Live
 from gateway.settings import Tenant
-from gateway.tenants.budgets import NANO, Budgets, Period, limits_of
+from gateway.tenants.budgets import NANO, Budgets, limits_of
 from gateway.tenants.lease_store import LeaseStoreFault
 from gateway.tenants.policy import Resolved, resolved
+from gateway.tenants.pot import Period
 
 UNTOLD = frozenset({"keys"})
 

@@ -65,7 +65,9 @@ def _add_decisions(routes: APIRouter, keeper: Keeper, admin: Any) -> None:
         own = request_id
         for prefix in PREFIXES:
             own = own.removeprefix(prefix)
-        found = [line_of(one) | explain(one, keeper.prices) for one in await keeper.find(own)]
+        found = [
+            line_of(one.record) | explain(one.record, one.prices) for one in await keeper.find(own)
+        ]
         if not found:
             raise NoSuchPath(
                 f"Nothing is known of request {request_id!r}. Its id is the one in the answer or "

@@ -77,7 +77,7 @@ class Batch:
         self.times.update(later.times)
 
     def rows(self, prices: Prices) -> Iterator[tuple[int, Row]]:
-        """(start, row) of every sum: money at today's prices."""
+        """(start, row) of every sum: money at the prices that its records were booked at."""
         for (at, tenant, model, origin, status), one in self.sums.items():
             yield at, (tenant, model, origin, status, (one.count, *[0] * (len(COLUMNS) - 1)))
             if status == OK:

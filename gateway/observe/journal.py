@@ -12,6 +12,9 @@ loses power may lose what the kernel had not written: there is no fsync.
     PATH/0/00000007.journal    [length u32][crc32 u32][MessagePack of a Record] …
     PATH/0/lock                held by the process that writes into PATH/0
 
+A segment begins with the prices of the process that wrote it, so that what is read again, or looked
+up, is told at the money that it was booked at, whatever a token costs by then.
+
 The same files are the archive of single requests. Looking one up reads them all (50 ms for 64 MiB),
 which is rare, and saves the hot path a row in a database for each request.
 
@@ -28,7 +31,7 @@ import fcntl
 import os
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from errno import EACCES
@@ -37,6 +40,7 @@ from pathlib import Path
 import msgspec
 
 from gateway.observe.ledger import Record
+from gateway.observe.rollup import PriceList
 
 SEGMENTS = 16
 """Into how many files the archive is divided: the oldest is deleted whole."""
@@ -63,8 +67,12 @@ class Position:
 class Journal:
     """The file that this process appends to. Owned by the event loop's thread."""
 
-    def __init__(self, folder: Path, keep_bytes: int, on_event: OnEvent) -> None:
+    def __init__(
+        self, folder: Path, keep_bytes: int, on_event: OnEvent, prices: PriceList | None = None
+    ) -> None:
+        """`prices`: at which this process books."""
         self._folder = folder
+        self._prices = prices
         self._keep_bytes = keep_bytes
         self._segment_bytes = max(4096, keep_bytes // SEGMENTS)
         self._on_event = on_event
@@ -92,8 +100,7 @@ class Journal:
 
     def append(self, record: Record) -> None:
         """Hand a record to the kernel. A fault is told once, and never fails a request."""
-        packed = self._encode(record)
-        frame = _HEADER.pack(len(packed), zlib.crc32(packed)) + packed
+        frame = _framed(self._encode(record))
         try:
             if os.write(self._file, frame) == len(frame):
                 self._offset += len(frame)
@@ -132,6 +139,16 @@ class Journal:
             os.close(self._file)
         self._file, self._offset = opened, 0
         self.segment += 1
+        if self._prices is not None:
+            frame = _framed(self._encode(self._prices))
+            if os.write(opened, frame) == len(frame):
+                self._offset = len(frame)
+            else:  # the disk is full: what follows is told at the prices of its reader
+                os.ftruncate(opened, 0)
+
+
+def _framed(packed: bytes) -> bytes:
+    return _HEADER.pack(len(packed), zlib.crc32(packed)) + packed
 
 
 def check_writable(folder: Path) -> None:
@@ -194,22 +211,45 @@ def frames(held: bytes, start: int = 0) -> Iterator[bytes]:
         start += length
 
 
-def read_from(folder: Path, since: Position | None) -> Iterator[Record]:
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Part of what one process booked. `prices`: at which; None: an older version did not say."""
+
+    number: int
+    size: int
+    prices: PriceList | None
+    records: list[Record]
+
+
+def read_from(folder: Path, since: Position | None) -> Iterator[Segment]:
     """What one process booked since a position, oldest first."""
-    unpack = msgspec.msgpack.Decoder(Record).decode
-    for segment in segments_of(folder):
-        if since is not None and segment < since.segment:
+    for number in segments_of(folder):
+        if since is not None and number < since.segment:
             continue
-        start = since.offset if since is not None and segment == since.segment else 0
-        for packed in frames(segment_path(folder, segment).read_bytes(), start):
-            with suppress(msgspec.DecodeError):  # of another version: its shape is unknown
-                yield unpack(packed)
+        start = since.offset if since is not None and number == since.segment else 0
+        held = segment_path(folder, number).read_bytes()
+        yield Segment(number, len(held), prices_in(held), list(_records(frames(held, start))))
 
 
-def find(folder: Path, request_id: str) -> list[Record]:
-    """The records of one request (several prompts make several), wherever they lie."""
-    mark = request_id.encode()
+def prices_in(held: bytes) -> PriceList | None:
+    """At which the records of a whole segment were booked."""
+    first = next(frames(held), b"")
+    with suppress(msgspec.DecodeError):  # a record
+        return msgspec.msgpack.decode(first, type=PriceList)
+    return None
+
+
+def _records(packed: Iterable[bytes]) -> Iterator[Record]:
     unpack = msgspec.msgpack.Decoder(Record).decode
+    for one in packed:
+        with suppress(msgspec.DecodeError):  # prices, or of another version: its shape is unknown
+            yield unpack(one)
+
+
+def find(folder: Path, request_id: str) -> tuple[list[Record], PriceList | None]:
+    """The records of one request (several prompts make several), wherever they lie, and the prices
+    at which they were booked."""
+    mark = request_id.encode()
     for number in journals_in(folder):
         inner = folder / str(number)
         for segment in reversed(segments_of(inner)):
@@ -219,11 +259,10 @@ def find(folder: Path, request_id: str) -> list[Record]:
                 continue
             if mark not in held:
                 continue
-            with suppress(msgspec.DecodeError):
-                whole = [unpack(packed) for packed in frames(held) if mark in packed]
-                if found := [record for record in whole if record.id == request_id]:
-                    return found
-    return []
+            whole = _records(packed for packed in frames(held) if mark in packed)
+            if found := [record for record in whole if record.id == request_id]:
+                return found, prices_in(held)
+    return [], None
 
 
 def prune(folder: Path, keep_bytes: int, saved_segment: int) -> None:

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,11 +27,19 @@ from gateway.observe.batch import Batch
 from gateway.observe.book import Book, BookFault
 from gateway.observe.journal import Journal, OnEvent, Position
 from gateway.observe.ledger import Ledger, Record
-from gateway.observe.rollup import Prices, RollUp
+from gateway.observe.rollup import PriceList, Prices, RollUp
 
 T = TypeVar("T")
 
 FORGET_EVERY_S = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Booked:
+    """A record, and the prices at which it is in the account."""
+
+    record: Record
+    prices: Prices
 
 
 class Keeper:
@@ -93,15 +102,16 @@ class Keeper:
         await self.save()
         return await self._on_thread(lambda: question(self._book))
 
-    async def find(self, request_id: str) -> list[Record]:
+    async def find(self, request_id: str) -> list[Booked]:
         """The records of one request: among the latest, else as they were kept."""
         self.rollup.fold()
         if found := [record for record in self.rollup.recent if record.id == request_id]:
-            return found
+            return [Booked(record, self.prices) for record in found]
         if self._folder is None:
             return []
         folder = self._folder
-        return await self._on_thread(lambda: archive.find(folder, request_id))
+        kept, listed = await self._on_thread(lambda: archive.find(folder, request_id))
+        return [Booked(record, self._prices_of(listed)) for record in kept]
 
     # ------------------------------------------------------------------ inside
 
@@ -154,15 +164,19 @@ class Keeper:
                     archive.release(lock)
 
     def _read_again(self, number: int) -> None:
-        """What one process booked and did not save."""
+        """What one process booked and did not save, at its prices."""
         assert self._folder is not None
         folder = self._folder / str(number)
-        batch = Batch()
-        for record in archive.read_from(folder, self._book.position(number)):
-            batch.add(record)
-        last = max(archive.segments_of(folder), default=0)
-        size = archive.segment_path(folder, last).stat().st_size if last else 0
-        self._book.save(batch, self.prices, Position(number, last, size))
+        for segment in archive.read_from(folder, self._book.position(number)):
+            batch = Batch()
+            for record in segment.records:
+                batch.add(record)
+            read_to = Position(number, segment.number, segment.size)
+            self._book.save(batch, self._prices_of(segment.prices), read_to)
+
+    def _prices_of(self, listed: PriceList | None) -> Prices:
+        """Today's, where it is not known what a token cost then."""
+        return self.prices if listed is None else Prices.of(listed)
 
     async def _on_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)

@@ -138,6 +138,18 @@ class _Now(Collector):
         yield from (pages, running, waiting, evicted, work)
 
 
+class UpstreamErrors(Collector):
+    """How often servers elsewhere failed, by model and kind, retried tries included."""
+
+    def __init__(self, errors: Callable[[], Mapping[tuple[str, str], int]]) -> None:
+        self._errors = errors
+
+    def collect(self) -> Iterator[Metric]:
+        failed = CounterMetricFamily("sluice_upstream_errors", "Failed", labels=["model", "kind"])
+        _add(failed, self._errors(), 1)
+        yield failed
+
+
 def _add(family: CounterMetricFamily, counts: Mapping[tuple[str, str], int], unit: float) -> None:
     for names, count in counts.items():
         family.add_metric(list(names), count * unit)

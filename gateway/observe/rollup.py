@@ -29,6 +29,8 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+import msgspec
+
 from engine.contract import Usage
 from gateway.catalog import ModelCard
 from gateway.observe.ledger import NOBODY, NOTHING, Ledger, Record
@@ -106,13 +108,31 @@ class Money:
     wasted_tokens: int = 0
 
 
+class PriceList(msgspec.Struct, frozen=True):
+    """Nano-US-dollars a prompt and an answer's token, by model, as they are kept with what was
+    booked at them (observe/journal.py)."""
+
+    large: str
+    nano: dict[str, tuple[int, int]]
+
+
 class Prices:
-    """Nano-US-dollars a token, by model; the large model's are what everything is held against."""
+    """What a token costs, by model; the large model's are what everything is held against."""
 
     def __init__(self, cards: Iterable[ModelCard], large: ModelCard) -> None:
-        self._by_model = {card.name: _nano(card) for card in cards}
-        self._large = _nano(large)
-        self._large_name = large.name
+        self._hold(PriceList(large.name, {card.name: _nano(card) for card in (*cards, large)}))
+
+    @classmethod
+    def of(cls, listed: PriceList) -> Prices:
+        """The prices of another time."""
+        prices = cls.__new__(cls)
+        prices._hold(listed)
+        return prices
+
+    def _hold(self, listed: PriceList) -> None:
+        self.listed = listed
+        self._by_model, self._large_name = listed.nano, listed.large
+        self._large = listed.nano[listed.large]
 
     def account(self, model: str, origin: str, usage: Usage) -> Money:
         large_in, large_out = self._large

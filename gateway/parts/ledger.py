@@ -37,12 +37,15 @@ def build_ledger(
 ) -> tuple[Ledger, Keeper]:
     """Opens nothing: `keeper.open` does."""
     path, folder = places(settings)
-    journal = None if folder is None else Journal(folder, settings.journal_bytes, log.warning)
+    prices = Prices(cards, large)
+    journal = (
+        Journal(folder, settings.journal_bytes, log.warning, prices.listed) if folder else None
+    )
     ledger = Ledger(journal.append if journal is not None else None)
     keeper = Keeper(
         ledger,
         SqliteBook(path, settings),
-        Prices(cards, large),
+        prices,
         folder=folder,
         journal=journal,
         save_s=settings.save_s,

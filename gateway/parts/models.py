@@ -30,6 +30,8 @@ class _Elsewhere(Protocol):
 
     async def stop(self) -> None: ...
 
+    def errors(self) -> Mapping[tuple[str, str], int]: ...
+
 
 class Models:
     """A backend made of both kinds. Either may be missing, not both."""
@@ -58,6 +60,9 @@ class Models:
 
     def states(self) -> Mapping[str, EngineState]:
         return self._own.states() if self._own else {}
+
+    def upstream_errors(self) -> Mapping[tuple[str, str], int]:
+        return self._elsewhere.errors() if self._elsewhere else {}
 
     def problem(self) -> str | None:
         """A server elsewhere that is away makes nobody unready: others, and the caches, answer."""

@@ -105,7 +105,8 @@ def build_tenancy(live: Live, log: Log) -> Tenancy:
     gate = AdminGate(admins, settings.server.host, log)
     store = build_key_store(settings.keys)
     sync = KeySync(store, keys, log)
-    budgets = Budgets(stores.leases, log)
+    budgets = Budgets(stores.leases, log, settings.tenants)
+    live.on_tenants(budgets.replace)
     routers = [
         admin.router(live, gate, budgets),
         admin_keys.router(live, KeyBook(store), sync, gate),

@@ -84,6 +84,14 @@ class Upstreams:
             except (AddressRefused, OSError) as error:
                 self._log.warning("upstream cannot be reached", model=name, reason=str(error))
 
+    def errors(self) -> Mapping[tuple[str, str], int]:
+        """(model, kind) → how often a try failed."""
+        return {
+            (name, kind): count
+            for name, remote in self.answerers.items()
+            for kind, count in list(remote.errors.items())
+        }
+
     async def stop(self) -> None:
         for pool in self._pools.values():
             await pool.aclose()

@@ -24,18 +24,20 @@ Periods are days and months in UTC. What was reserved before midnight belongs to
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Literal
 
 from engine.contract import TooMany
 from gateway.observe.logs import Log
 from gateway.settings import Tenant
 from gateway.tenants.lease_line import AWAY_S, LeaseLine
 from gateway.tenants.lease_store import Account, LeaseStore, LeaseStoreFault, Move, Moved
+from gateway.tenants.pot import Period, Pot, Ticket
 
 NANO = 1_000_000_000
 SLICES = 50
@@ -44,9 +46,9 @@ IDLE_S = 5.0
 ROOMY = 12
 """While a quarter of a budget is free, a slice may lie idle so many times longer."""
 TEND_S = 1.0
+LOOK_S = 10.0
+"""How often the store is asked how every budget stands, for /metrics."""
 REFUSED_S = 0.2
-
-Period = Literal["day", "month"]
 
 
 class BudgetAway(TooMany):
@@ -63,44 +65,6 @@ class QuotaSpent(TooMany):
     kind = "insufficient_quota"
 
 
-@dataclass(slots=True, eq=False)
-class Pot:
-    """What this gateway holds of one account. `free` is leased and neither reserved nor spent;
-    `debt` was spent without being leased. Owned by the event loop; `lock` guards its turns."""
-
-    tenant: str
-    period: Period
-    account: Account
-    lease: str
-    free: int = 0
-    debt: int = 0
-    reserved: int = 0
-    used: int = 0
-    """By all gateways, as the store last said."""
-    touched: float = 0.0
-    turn: int = 0
-    asked: Move | None = None
-    """A move whose reply was not seen: it is asked again before any other."""
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    left: int | None = None
-    """What there was when a request was last refused. As much as that request wanted, `refused`, is
-    refused again without asking the store, until `refused_until` or until something is put."""
-    refused: int = 0
-    refused_until: float = 0.0
-
-    @property
-    def usable(self) -> int:
-        """What may be reserved of what is free: nothing, while more is leased than the limit."""
-        return self.free if self.used <= self.account.limit else 0
-
-    def put(self, amount: int) -> None:
-        if amount:
-            self.left = None
-        paid = min(self.debt, amount)
-        self.debt -= paid
-        self.free += amount - paid
-
-
 @dataclass(frozen=True, slots=True)
 class Standing:
     """What of a budget is used, in nano-US-dollars: by all gateways, with what others have leased,
@@ -110,26 +74,16 @@ class Standing:
     used: int
 
 
-@dataclass(slots=True)
-class Ticket:
-    """One request's reservation, in every budget that its tenant has. Settled once."""
+@dataclass(frozen=True, slots=True)
+class BudgetState:
+    """One budget as /metrics tells it, in nano-US-dollars. `leased`: what this gateway holds of it
+    and has not spent, which no other can spend."""
 
-    pots: list[Pot]
-    amount: int
-    open: bool = True
-
-    def settle(self, spent: int) -> None:
-        """Book what it cost and free the rest."""
-        if not self.open:
-            return
-        self.open = False
-        for pot in self.pots:
-            pot.reserved -= self.amount
-            rest = self.amount - spent
-            if rest >= 0:
-                pot.put(rest)
-            else:
-                _overdraw(pot, -rest)
+    tenant: str
+    period: Period
+    limit: int
+    used: int
+    leased: int
 
 
 class Budgets:
@@ -139,6 +93,7 @@ class Budgets:
         self,
         store: LeaseStore,
         log: Log,
+        tenants: Iterable[Tenant] = (),
         *,
         wall: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
@@ -151,6 +106,24 @@ class Budgets:
         self._us = uuid.uuid4().hex
         self._pots: dict[tuple[str, Period], Pot] = {}
         self._ended: list[Pot] = []
+        self._look_at = -math.inf
+        self.replace(tenants)
+
+    def replace(self, tenants: Iterable[Tenant]) -> None:
+        """Whose budgets `states` tells of."""
+        self._tenants = tuple(tenants)
+
+    def states(self) -> list[BudgetState]:
+        """How every budget stood, when the store was last asked. May be called from any thread."""
+        told = []
+        for tenant in self._tenants:
+            for period, limit in limits_of(tenant):
+                pot = self._pots.get((tenant.name, period))
+                if pot is not None:
+                    used = max(0, pot.shown - pot.free + pot.debt)
+                    leased = pot.free + pot.reserved
+                    told.append(BudgetState(tenant.name, period, limit, used, leased))
+        return told
 
     async def reserve(self, tenant: Tenant, amount: int) -> Ticket:
         """Hold `amount` nano-US-dollars for a request. Raises QuotaSpent, or BudgetAway when the
@@ -182,8 +155,21 @@ class Budgets:
     async def tend(self) -> None:
         """Until cancelled: give back what lies idle, book debts, forget ended periods."""
         while True:
+            await self.look()
             await asyncio.sleep(TEND_S)
             await self.tend_once(IDLE_S)
+
+    async def look(self) -> None:
+        """Ask how all budgets stand, if that was not done a moment ago."""
+        now = self._clock()
+        if now < self._look_at or self._line.is_away:
+            return
+        self._look_at = now + LOOK_S
+        pots = [self._pot(one.name, *limit) for one in self._tenants for limit in limits_of(one)]
+        with suppress(LeaseStoreFault):
+            used = await self._line.used_of([pot.account for pot in pots])
+            for pot, one in zip(pots, used, strict=True):
+                pot.shown = one
 
     async def tend_once(self, idle_s: float) -> None:
         now = self._clock()
@@ -295,7 +281,7 @@ class Budgets:
         if self._line.is_away:
             raise LeaseStoreFault("The store did not answer a moment ago.")
         moved = await self._line.move(pot.account, move)
-        pot.asked, pot.used = None, moved.used
+        pot.asked, pot.used, pot.shown = None, moved.used, moved.used
         pot.put(moved.granted)
         return moved
 
@@ -317,13 +303,6 @@ def period_at(now: float, period: Period) -> tuple[str, float]:
     start = start.replace(day=1)
     end = (start + timedelta(days=32)).replace(day=1)
     return f"month:{start:%Y-%m}", end.timestamp()
-
-
-def _overdraw(pot: Pot, amount: int) -> None:
-    """Spend what is not held: first what is free, then as a debt."""
-    paid = min(pot.free, amount)
-    pot.free -= paid
-    pot.debt += amount - paid
 
 
 def _spent(pot: Pot, left: int, needs: int, now: float) -> QuotaSpent:

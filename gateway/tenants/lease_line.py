@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from gateway.observe.logs import Log
@@ -47,6 +47,9 @@ class LeaseLine:
 
     async def used(self, account: Account) -> int:
         return await self._ask(lambda: self._store.used(account))
+
+    async def used_of(self, accounts: Sequence[Account]) -> list[int]:
+        return await self._ask(lambda: [self._store.used(account) for account in accounts])
 
     async def _ask(self, ask: Callable[[], T]) -> T:
         try:

@@ -32,8 +32,9 @@ from engine.contract import (
 )
 from gateway.catalog import ModelCard
 from gateway.observe.rollup import Prices
-from gateway.tenants.budgets import Budgets, Ticket
+from gateway.tenants.budgets import Budgets
 from gateway.tenants.limits import Limits, Tokens
+from gateway.tenants.pot import Ticket
 from gateway.tenants.roster import Roster
 from gateway.verify.rules import AUTO
 

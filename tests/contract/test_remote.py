@@ -16,7 +16,7 @@ import pytest
 from cascade.address import Addresses
 from cascade.guard import Backoff, Breaker
 from cascade.price import estimate_prompt_tokens
-from cascade.remote import Remote, Upstream
+from cascade.remote import ERRORS, Remote, Upstream
 from cascade.transport import open_transport
 from engine.contract import (
     CUT,
@@ -501,3 +501,18 @@ async def test_what_was_refused_or_never_sent_took_nothing(
     with pytest.raises(UpstreamFailed):
         await ask(gone, ASK, trail)
     assert trail.wasted == []
+
+
+async def test_failed_tries_are_counted_by_their_kind(transport: httpx.AsyncBaseTransport) -> None:
+    full = reply(429, {"error": {"message": "full"}})
+    async with upstream(full, full, reply(500, {}), reply(400, {}), cut(piece("a"))) as server:
+        model = remote(server, transport)
+        for error in (UpstreamFailed, BadCall, UpstreamFailed):
+            with pytest.raises(error):
+                await ask(model)
+        port = server.port
+    assert model.errors == dict.fromkeys(ERRORS, 0) | {"full": 2, "status": 1, "broken": 1}
+    gone = remote(Server([], port=port), transport, attempts=2)
+    with pytest.raises(UpstreamFailed):
+        await ask(gone)
+    assert gone.errors["unreachable"] == 2

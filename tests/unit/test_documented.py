@@ -10,11 +10,13 @@ from cache.entry import SpaceState
 from gateway.api.exchange import READ
 from gateway.catalog import ModelCard
 from gateway.cli import explained
+from gateway.observe.budget_metrics import BudgetsNow
 from gateway.observe.ledger import Ledger
-from gateway.observe.metrics import EngineState, Metrics
+from gateway.observe.metrics import EngineState, Metrics, UpstreamErrors
 from gateway.observe.rollup import Prices, RollUp
 from gateway.observe.semantic_metrics import SemanticNow
 from gateway.settings import Settings, bundled_models
+from gateway.tenants.budgets import BudgetState
 
 ROOT = Path(__file__).resolve().parents[2]
 REFERENCE = (ROOT / "REFERENCE.md").read_text()
@@ -50,7 +52,11 @@ def test_every_metric_is_documented() -> None:
         rollup,
         lambda: {"m": EngineState(pages={"free": 1}, computed={"prompt": 1})},
         lambda: 0,
-        [SemanticNow(lambda: [SpaceState("n", "tenant:t", "m", 1, 1, 1, {"equal": 1}, None)])],
+        [
+            SemanticNow(lambda: [SpaceState("n", "tenant:t", "m", 1, 1, 1, {"equal": 1}, None)]),
+            BudgetsNow(lambda: [BudgetState("t", "day", 1, 1, 1)]),
+            UpstreamErrors(lambda: {("m", "silent"): 1}),
+        ],
     )
     families = text_string_to_metric_families(metrics.render().decode())
     names = [f.name + ("_total" if f.type == "counter" else "") for f in families]

@@ -8,7 +8,15 @@ import pytest
 
 from gateway.observe.logs import LineWriter, build_log
 from gateway.settings import Tenant
-from gateway.tenants.budgets import NANO, BudgetAway, Budgets, QuotaSpent, period_at
+from gateway.tenants.budgets import (
+    LOOK_S,
+    NANO,
+    BudgetAway,
+    Budgets,
+    BudgetState,
+    QuotaSpent,
+    period_at,
+)
 from gateway.tenants.lease_line import AWAY_S
 from gateway.tenants.lease_store import (
     Account,
@@ -54,9 +62,9 @@ def store() -> Store:
     return Store(":memory:")
 
 
-def budgets(store: Store, now: Time) -> Budgets:
+def budgets(store: Store, now: Time, tenants: tuple[Tenant, ...] = ()) -> Budgets:
     log = build_log(LineWriter(BytesIO(), every_s=60), "info", as_json=True)
-    return Budgets(store, log, wall=lambda: now.wall, clock=lambda: now.clock)
+    return Budgets(store, log, tenants, wall=lambda: now.wall, clock=lambda: now.clock)
 
 
 async def used(some: Budgets, tenant: Tenant = ACME) -> float:
@@ -285,3 +293,34 @@ async def test_what_was_leased_beyond_a_lowered_limit_goes_back_within_a_second(
     await some.tend_once(idle_s=60.0)
     other = budgets(store, now)
     await other.reserve(lower, NANO // 5)
+
+
+async def test_how_every_budget_stands_is_known_before_its_tenant_asks(
+    store: Store, now: Time
+) -> None:
+    both = Tenant(name="acme", budget_usd_day=1.0, budget_usd_month=2.0)
+    other, some = budgets(store, now), budgets(store, now, (both, Tenant(name="free")))
+    (await other.reserve(both, NANO // 4)).settle(NANO // 4)
+    await other.close()
+    await some.look()
+    assert some.states() == [
+        BudgetState("acme", "day", NANO, NANO // 4, 0),
+        BudgetState("acme", "month", 2 * NANO, NANO // 4, 0),
+    ]
+    await some.reserve(both, NANO // 100)
+    day, _ = some.states()
+    assert day.used == NANO // 4 + NANO // 100
+    assert day.leased >= NANO // 100
+    some.replace(())
+    assert not some.states()
+
+
+async def test_the_standing_of_budgets_is_asked_for_now_and_then(store: Store, now: Time) -> None:
+    some, other = budgets(store, now, (ACME,)), budgets(store, now)
+    await some.look()
+    (await other.reserve(ACME, NANO // 2)).settle(NANO // 2)
+    await some.look()
+    assert some.states()[0].used == 0
+    now.clock += LOOK_S
+    await some.look()
+    assert some.states()[0].used >= NANO // 2

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import os
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from engine.contract import CacheStatus, Decision, Usage, Waste
@@ -19,6 +22,7 @@ from gateway.observe.journal import (
     segments_of,
 )
 from gateway.observe.ledger import Record
+from gateway.observe.rollup import PriceList
 
 
 def record(number: int) -> Record:
@@ -38,6 +42,14 @@ def record(number: int) -> Record:
     )
 
 
+def read(folder: Path, since: Position | None) -> list[Record]:
+    return [record for segment in read_from(folder, since) for record in segment.records]
+
+
+def found(folder: Path, request_id: str) -> list[Record]:
+    return find(folder, request_id)[0]
+
+
 def opened(folder: Path, keep_bytes: int = 1 << 20, events: list[str] | None = None) -> Journal:
     def tell(what: str, **_: Any) -> None:
         (events if events is not None else []).append(what)
@@ -52,7 +64,7 @@ def test_what_was_appended_is_read_again_whole(tmp_path: Path) -> None:
     written = [record(number) for number in range(5)]
     for one in written:
         journal.append(one)
-    assert list(read_from(tmp_path / "0", None)) == written, "without closing"
+    assert list(read(tmp_path / "0", None)) == written, "without closing"
     journal.close()
 
 
@@ -61,8 +73,8 @@ def test_reading_goes_on_where_a_saving_ended(tmp_path: Path) -> None:
     journal.append(record(1))
     saved = journal.position()
     journal.append(record(2))
-    assert [one.id for one in read_from(tmp_path / "0", saved)] == ["r0002"]
-    assert list(read_from(tmp_path / "0", journal.position())) == []
+    assert [one.id for one in read(tmp_path / "0", saved)] == ["r0002"]
+    assert list(read(tmp_path / "0", journal.position())) == []
     journal.close()
 
 
@@ -78,7 +90,7 @@ def test_a_torn_record_ends_the_segment_and_nothing_before_it_is_lost(
     os.truncate(path, path.stat().st_size - lost)
     again = opened(tmp_path)
     again.append(record(9))
-    assert [one.id for one in read_from(tmp_path / "0", None)] == ["r0000", "r0001", "r0009"]
+    assert [one.id for one in read(tmp_path / "0", None)] == ["r0000", "r0001", "r0009"]
     again.close()
 
 
@@ -116,9 +128,9 @@ def test_a_request_is_found_in_any_process_folder_and_segment(tmp_path: Path) ->
     for number in range(400):
         journals[number % 2].append(record(number))
         journals[number % 2].position()
-    assert find(tmp_path, "r0007") == [record(7)]
-    assert find(tmp_path, "r0398") == [record(398)]
-    assert find(tmp_path, "r000") == []
+    assert found(tmp_path, "r0007") == [record(7)]
+    assert found(tmp_path, "r0398") == [record(398)]
+    assert found(tmp_path, "r000") == []
     for one in journals:
         one.close()
 
@@ -136,7 +148,7 @@ def test_a_full_disk_is_told_once_and_costs_no_request(
         journal.append(record(3))
     journal.append(record(4))
     assert events == ["ledger journal cannot be written"]
-    assert [one.id for one in read_from(tmp_path / "0", None)] == ["r0001", "r0004"]
+    assert [one.id for one in read(tmp_path / "0", None)] == ["r0001", "r0004"]
     journal.close()
 
 
@@ -146,3 +158,33 @@ def test_a_folder_that_cannot_be_made_is_refused_with_the_remedy(tmp_path: Path)
         check_writable(tmp_path / "taken")
     with pytest.raises(JournalFault, match=r"ledger\.store"):
         opened(tmp_path / "taken")
+
+
+def test_a_segment_knows_the_prices_that_it_was_booked_at(tmp_path: Path) -> None:
+    listed = PriceList("large", {"large": (1000, 4000), "small": (100, 400)})
+    journal = Journal(tmp_path, 4096, lambda *_, **__: None, listed)
+    journal.open()
+    for number in range(60):
+        journal.append(record(number))
+        journal.position()
+    journal.close()
+    segments = list(read_from(tmp_path / "0", None))
+    assert len(segments) > 1
+    assert {segment.prices == listed for segment in segments} == {True}
+    assert [one.id for segment in segments for one in segment.records][-1] == "r0059"
+    assert find(tmp_path, "r0003") == ([record(3)], listed)
+
+
+def test_a_record_of_an_older_version_is_still_read(tmp_path: Path) -> None:
+    """As version 0.1 packed it: 13 fields, waste without `estimated`, a segment without prices."""
+    usage = {"prompt_tokens": 0, "completion_tokens": 0, "cached_tokens": 0, "computed_tokens": 0}
+    waste = {"model": "small", "usage": usage | {"prompt_tokens": 4}, "why": "too weak"}
+    old = [1.0, "r1", "t", "large", "large", 499, usage, 0.5, None, [], [], 7, [waste]]
+    packed = msgspec.msgpack.encode(old)
+    (tmp_path / "0").mkdir()
+    frame = struct.pack("<II", len(packed), zlib.crc32(packed)) + packed
+    (tmp_path / "0" / "00000001.journal").write_bytes(frame)
+    [segment] = read_from(tmp_path / "0", None)
+    assert segment.prices is None
+    [one] = segment.records
+    assert (one.cut_tokens, one.wasted) == (7, [Waste("small", Usage(4, 0), "too weak")])

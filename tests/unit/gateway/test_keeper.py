@@ -18,6 +18,7 @@ from gateway.catalog import ModelCard
 from gateway.observe.batch import COLUMNS, GRAINS_S
 from gateway.observe.book import BookFault, Query
 from gateway.observe.book_sqlite import SqliteBook
+from gateway.observe.explain import money_of
 from gateway.observe.journal import Journal
 from gateway.observe.keeper import Keeper
 from gateway.observe.ledger import NOTHING, Ledger, Record
@@ -35,16 +36,22 @@ ALWAYS = Query(0, 40_000 * DAY_S, DAY_S)
 class House:
     """A ledger and its keeper, as gateway/parts/ledger.py makes them."""
 
-    def __init__(self, home: Path, book: SqliteBook | None = None, now: float = NOON) -> None:
+    def __init__(
+        self,
+        home: Path,
+        book: SqliteBook | None = None,
+        now: float = NOON,
+        prices: Prices = PRICES,
+    ) -> None:
         self.told: list[str] = []
         folder = home / "journal"
         self.book = book or SqliteBook(home / "ledger.db", LedgerSettings())
-        self.journal = Journal(folder, 1 << 20, self._tell)
+        self.journal = Journal(folder, 1 << 20, self._tell, prices.listed)
         self.ledger = Ledger(self.journal.append)
         self.keeper = Keeper(
             self.ledger,
             self.book,
-            PRICES,
+            prices,
             folder=folder,
             journal=self.journal,
             save_s=0.01,
@@ -81,7 +88,32 @@ async def test_what_is_booked_is_saved_and_read_from_the_next_process_on(tmp_pat
     later = House(tmp_path)
     await later.keeper.open()
     assert (await later.total())["requests"] == 1
-    assert (await later.keeper.find("r1"))[0].usage == Usage(10, 4)
+    assert (await later.keeper.find("r1"))[0].record.usage == Usage(10, 4)
+    await later.keeper.close()
+
+
+@pytest.mark.parametrize("killed", [False, True])
+async def test_what_was_booked_keeps_its_price_when_prices_change(
+    tmp_path: Path, killed: bool
+) -> None:
+    """In the account, in the lookup, and in what is read again after a `kill -9`."""
+    house = House(tmp_path)
+    await house.keeper.open()
+    house.ledger.append(booked())
+    if killed:
+        house.die()
+    else:
+        await house.keeper.close()
+    cheap = ModelCard("large", "", None, 0.01, 0.04)
+    later = House(tmp_path, prices=Prices([cheap], cheap))
+    await later.keeper.open()
+    assert (await later.total())["spent"] == 10 * 1000 + 4 * 4000
+    [found] = await later.keeper.find("r1")
+    assert money_of(found.record, found.prices)["spent"] == 10 * 1000 + 4 * 4000
+    later.ledger.append(booked(2))
+    assert (await later.total())["spent"] == 10 * 1010 + 4 * 4040
+    [found] = await later.keeper.find("r2")
+    assert money_of(found.record, found.prices)["spent"] == 10 * 10 + 4 * 40
     await later.keeper.close()
 
 

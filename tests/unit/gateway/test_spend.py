@@ -121,6 +121,21 @@ async def test_what_failed_in_the_middle_is_settled_by_what_was_produced() -> No
         await same_everywhere(at)
 
 
+async def test_budgets_stand_in_the_metrics_before_anybody_has_asked() -> None:
+    async with serving(settings(budget_usd_day=2.5)) as running:
+        who = '{period="day",tenant="default"}'
+
+        async def told() -> bool:
+            text = (await running.client.get("/metrics")).text
+            return f"sluice_budget_limit_usd{who} 2.5" in text
+
+        await eventually(told)
+        assert (await ask(running, "one two")).status_code == 200
+        text = (await running.client.get("/metrics")).text
+        [used] = [line for line in text.splitlines() if f"sluice_budget_used_usd{who}" in line]
+        assert float(used.split()[1]) == pytest.approx((5 * IN + 4 * OUT) * 1e-9)
+
+
 async def test_what_failed_before_it_began_costs_nothing() -> None:
     broken = FakeModel(error=UpstreamFailed("no"))
     async with serving(settings(budget_usd_day=1.0), {"small": broken, "large": broken}) as running:
