@@ -81,6 +81,10 @@ class Tally:
         """So many prompt tokens of a finished request were not computed."""
         self._cached += tokens
 
+    def tokens_per_s(self) -> float:
+        """Generated, over about the last 10 s. For any thread."""
+        return self._generated_rate.per_s()
+
     def stats(self) -> LaneStats:
         """Now."""
         scheduler, pages = self._lane.scheduler, self._lane.tree.stats()
@@ -94,7 +98,7 @@ class Tally:
             pages_leased=pages.leased,
             batch_sequences=self._batch_sequences if busy else 0,
             batch_tokens=self._batch_tokens if busy else 0,
-            tokens_per_s=self._generated_rate.per_s(),
+            tokens_per_s=self.tokens_per_s(),
             steps_total=self._steps,
             generated_total=self._generated,
             prefilled_total=self._prefilled,

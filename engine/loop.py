@@ -33,7 +33,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engine.contract import AnswerError, DeadlineExceeded, End, Failed, Finish, FinishReason
 from engine.lane import Lane, LaneStats, Tally
@@ -134,8 +134,12 @@ class Loop:
         return self._lost
 
     def stats(self) -> dict[str, LaneStats]:
-        """Figures by model, at most a step and a tenth of a second old."""
-        return dict(self._stats)
+        """Figures by model, at most a step and a tenth of a second old; the speed is of now, since
+        it falls while this thread sleeps."""
+        return {
+            name: replace(one, tokens_per_s=self._tallies[name].tokens_per_s())
+            for name, one in self._stats.items()
+        }
 
     # -- the engine thread -------------------------------------------------------------------
 

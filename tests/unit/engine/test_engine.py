@@ -642,3 +642,13 @@ async def test_the_stats_count_what_was_done() -> None:
     assert stats.steps_total == 7
     assert stats.pages_free + stats.pages_cached == 64
     assert stats.tokens_per_s > 0
+
+
+async def test_the_speed_falls_while_nothing_is_asked_and_the_thread_sleeps() -> None:
+    late = 0.0
+    async with serving(fake_lane(), clock=lambda: time.monotonic() + late) as engine:
+        await ask(engine.answerer("small"), chat(max_tokens=7))
+        await until(lambda: engine.stats()["small"].steps_total == 7)
+        busy = engine.stats()["small"].tokens_per_s
+        late = 60.0
+        assert engine.stats()["small"].tokens_per_s < 0.01 * busy

@@ -45,3 +45,15 @@ def test_waiting_time_follows_the_rate_within_bounds() -> None:
     assert rate.seconds_for(10_000) == 60.0
     clock.now += 1e6  # nothing was counted for so long that the rate is 0 to the machine
     assert rate.seconds_for(1) == rate.seconds_for(1) == 60.0
+
+
+def test_reading_it_leaves_it_as_it_is() -> None:
+    """So that any thread may: what another counts meanwhile is not lost."""
+    clock = Clock()
+    rate = Rate(clock, decay_s=10.0)
+    clock.now += 1.0
+    rate.count(8.0)
+    clock.now += 5.0
+    assert rate.per_s() == rate.per_s()
+    clock.now -= 5.0  # what a reader saw is no date to count from
+    assert rate.per_s() == pytest.approx(8.0, rel=0.1)
