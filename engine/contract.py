@@ -296,6 +296,8 @@ class Trail:
     """What was computed on the way and not delivered: this request pays for it."""
     traceparent: str = ""
     """The W3C trace context that what happens inside belongs to; empty: none."""
+    client_id: str = ""
+    """What the caller calls this request (its own `x-request-id`); empty: nothing."""
 
     def remaining_s(self) -> float | None:
         """Seconds until the deadline, never below 0; None without one."""

@@ -8,7 +8,7 @@ journal is kept (observe/journal.py). Names and numbers only: no prompt, no answ
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query
 
@@ -16,7 +16,7 @@ from cascade.shadow import Shadow
 from engine.contract import CUT, CacheStatus, Decision, Usage
 from gateway.api.admin_gate import AdminGate
 from gateway.errors import NoSuchPath
-from gateway.observe.explain import explain, why
+from gateway.observe.explain import explain, layers_of, why
 from gateway.observe.keeper import Keeper
 from gateway.observe.ledger import Record
 from gateway.observe.rollup import plus
@@ -24,6 +24,8 @@ from gateway.parts.policies import TenantPolicy
 
 PREFIXES = ("chatcmpl-", "cmpl-")
 """What the wire puts before an id."""
+Layer = Literal["exact", "semantic", "join", "cascade", "fallback"]
+"""Who can decide what becomes of a call."""
 CacheError = Callable[[str], float]
 """Tenant → how often its semantic cache may be wrong, as a share of its requests; 0: it has none
 that promises anything."""
@@ -48,7 +50,7 @@ def _add_decisions(routes: APIRouter, keeper: Keeper, admin: Any) -> None:
     async def list_decisions(
         limit: Annotated[int, Query(ge=1, le=1000)] = 100,
         tenant: str | None = None,
-        layer: str | None = None,
+        layer: Layer | None = None,
         _: str = admin,
     ) -> dict[str, Any]:
         keeper.rollup.fold()
@@ -65,17 +67,15 @@ def _add_decisions(routes: APIRouter, keeper: Keeper, admin: Any) -> None:
         own = request_id
         for prefix in PREFIXES:
             own = own.removeprefix(prefix)
-        found = [
-            line_of(one.record) | explain(one.record, one.prices) for one in await keeper.find(own)
-        ]
-        if not found:
+        booked = await keeper.find(own) or await keeper.find_client(request_id)
+        if not booked:
             raise NoSuchPath(
                 f"Nothing is known of request {request_id!r}. Its id is the one in the answer or "
-                "(if the caller sent none) in x-request-id; the oldest calls are forgotten "
-                "(ledger.journal_bytes).",
+                "in x-request-id; the oldest calls are forgotten (ledger.journal_bytes).",
                 code="no_such_request",
             )
-        return {"decisions": found}
+        told = [line_of(one.record) | explain(one.record, one.prices) for one in booked]
+        return {"decisions": told}
 
 
 def _add_policies(
@@ -140,6 +140,7 @@ def line_of(record: Record) -> dict[str, Any]:
     usage = produced(record)
     return {
         "id": record.id,
+        "client_id": record.client_id,
         "at": record.at,
         "tenant": record.tenant,
         "model": record.model,
@@ -201,4 +202,4 @@ def _rounded(number: float | None) -> float | None:
 def _matches(record: Record, tenant: str | None, layer: str | None) -> bool:
     if tenant is not None and record.tenant != tenant:
         return False
-    return layer is None or any(one.layer == layer for one in record.decisions)
+    return layer is None or layer in layers_of(record)

@@ -161,6 +161,7 @@ class Endpoint:
             directives=directives_of(given.get(b"cache-control"), given.get(b"sluice-max-error")),
             tags=tags_of(given.get(b"sluice-tags")),
             traceparent=traceparent_of(given.get(b"traceparent")),
+            client_id=exchange.client_id or "",
         )
         exchange.trail = trail
         return trail
@@ -226,7 +227,13 @@ class Endpoint:
             self._edge.log.error("request broke", id=exchange.id, exc_info=cause)
         if not exchange.booked:
             self._edge.ledger.append(
-                refusal(exchange.id, exchange.tenant, exchange.model, error.status)
+                refusal(
+                    exchange.id,
+                    exchange.tenant,
+                    exchange.model,
+                    error.status,
+                    exchange.client_id or "",
+                )
             )
         if exchange.tenant:
             exchange.limits = self._edge.limits.headers(exchange.tenant)

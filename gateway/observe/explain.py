@@ -11,7 +11,7 @@ from typing import Any
 from engine.contract import CacheStatus, Waste
 from gateway.errors import CLIENT_GONE
 from gateway.observe.ledger import NOBODY, Record
-from gateway.observe.rollup import OK, Money, Prices, Sum
+from gateway.observe.rollup import JOINED, OK, Money, Prices, Sum
 
 _FORWARDED = {
     "miss": "nothing fitting was stored",
@@ -43,6 +43,15 @@ def explain(record: Record, prices: Prices) -> dict[str, Any]:
     }
 
 
+def layers_of(record: Record) -> set[str]:
+    """The layers that decided what became of a call: by a choice, or by answering it."""
+    found = {one.layer for one in record.decisions}
+    found |= {status.layer for status in record.cache if status.hit}
+    if record.origin == JOINED or any(status.collapsed for status in record.cache):
+        found.add("join")
+    return found
+
+
 def why(record: Record) -> str:
     """The shortest reason that says something."""
     if record.status != OK:
@@ -63,7 +72,7 @@ def verdict(record: Record) -> str:
         return "Hit: the same request was answered before, word for word. Nothing was computed."
     if record.origin == "semantic":
         return "Hit: a question that means the same was answered before. Nothing was computed."
-    if record.origin == "joined":
+    if record.origin == JOINED:
         if record.usage.computed_tokens:
             return "Shared: it joined the same request in flight, and inherited it."
         return "Shared: the same request was in flight, and its answer was given to both."

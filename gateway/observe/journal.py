@@ -35,6 +35,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from errno import EACCES
+from itertools import islice
 from pathlib import Path
 
 import msgspec
@@ -263,6 +264,30 @@ def find(folder: Path, request_id: str) -> tuple[list[Record], PriceList | None]
             if found := [record for record in whole if record.id == request_id]:
                 return found, prices_in(held)
     return [], None
+
+
+def find_client(folder: Path, client_id: str, most: int) -> list[tuple[Record, PriceList | None]]:
+    """The latest records that callers gave this id, newest first, with the prices at which they
+    were booked. Whoever sends one id with each request has many."""
+    found: list[tuple[Record, PriceList | None]] = []
+    for number in journals_in(folder):
+        found += islice(_sent_as(folder / str(number), client_id), most)
+    return sorted(found, key=lambda one: -one[0].at)[:most]
+
+
+def _sent_as(inner: Path, client_id: str) -> Iterator[tuple[Record, PriceList | None]]:
+    """Of one process, newest first."""
+    mark = client_id.encode()
+    for segment in reversed(segments_of(inner)):
+        try:
+            held = segment_path(inner, segment).read_bytes()
+        except FileNotFoundError:  # pruned meanwhile
+            continue
+        if mark not in held:
+            continue
+        listed = prices_in(held)
+        whole = list(_records(packed for packed in frames(held) if mark in packed))
+        yield from ((one, listed) for one in reversed(whole) if one.client_id == client_id)
 
 
 def prune(folder: Path, keep_bytes: int, saved_segment: int) -> None:

@@ -32,6 +32,8 @@ from gateway.observe.rollup import PriceList, Prices, RollUp
 T = TypeVar("T")
 
 FORGET_EVERY_S = 600.0
+MOST_FOUND = 20
+"""Requests that are told of one id that callers chose."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +114,16 @@ class Keeper:
         folder = self._folder
         kept, listed = await self._on_thread(lambda: archive.find(folder, request_id))
         return [Booked(record, self._prices_of(listed)) for record in kept]
+
+    async def find_client(self, client_id: str) -> list[Booked]:
+        """The latest records whose callers gave them this id, newest first."""
+        self.rollup.fold()
+        if self._folder is None:
+            latest = [one for one in reversed(self.rollup.recent) if one.client_id == client_id]
+            return [Booked(record, self.prices) for record in latest[:MOST_FOUND]]
+        folder = self._folder
+        kept = await self._on_thread(lambda: archive.find_client(folder, client_id, MOST_FOUND))
+        return [Booked(record, self._prices_of(listed)) for record, listed in kept]
 
     # ------------------------------------------------------------------ inside
 

@@ -60,13 +60,16 @@ class Record(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """Of records of version 0.1 and before: an answer's tokens that were heard before it was cut.
     Today they are among the waste."""
     wasted: list[Waste] = []
+    client_id: str = ""
+    """The caller's own `x-request-id`, which may name many calls; at most 128 characters."""
 
 
-def refusal(request_id: str, tenant: str, model: str, status: int) -> Record:
+def refusal(request_id: str, tenant: str, model: str, status: int, client_id: str = "") -> Record:
     """A request that was refused at the edge; `model` is empty before it became a call."""
     return Record(
-        time.time(), request_id, tenant, model, NOBODY, status, NOTHING, 0.0, None, [], []
-    )
+        time.time(), request_id, tenant, model, NOBODY, status, NOTHING, 0.0, None, [], [],
+        client_id=client_id,
+    )  # fmt: skip
 
 
 class Ledger:
@@ -155,6 +158,7 @@ class LedgerLayer:
                 trail.cache,
                 trail.decisions,
                 wasted=trail.wasted,
+                client_id=trail.client_id,
             )
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from gateway.settings import Cascade, SemanticCache, Tenant
 from tests.support.fake import FakeModel
 from tests.support.routing import CODE_ROUTE
 from tests.support.serving import Running, serving, settings_for_tests
+from tests.support.speakers import eventually
 
 WEIGHTS = weights_of("small" * 8, "large" * 8)
 """As tests/support/serving.py makes fingerprints."""
@@ -63,6 +65,52 @@ async def test_the_last_decisions_come_first_and_can_be_narrowed(running: Runnin
     assert [line["origin"] for line in narrow.json()["decisions"]] == ["small", "small"]
     nobody = await running.client.get("/admin/decisions?tenant=nobody")
     assert nobody.json() == {"decisions": []}
+
+
+async def test_what_one_layer_decided_is_found_by_its_name() -> None:
+    gate = asyncio.Event()
+    models = {"small": FakeModel(name="small"), "large": FakeModel(name="large", gate=gate)}
+    body = ask("the same at one time", model="large", temperature=0)
+    async with serving(models=models) as running:
+        both = [
+            asyncio.create_task(running.client.post("/v1/chat/completions", json=body))
+            for _ in range(2)
+        ]
+        await eventually(lambda: running.system.drain.inflight == 2)
+        await asyncio.sleep(0.1)  # whoever is in flight has asked the cache
+        gate.set()
+        await asyncio.gather(*both)
+        await running.client.post("/v1/chat/completions", json=body)
+        found = {}
+        for layer in ("exact", "join", "cascade"):
+            told = await running.client.get(f"/admin/decisions?layer={layer}")
+            found[layer] = [line["origin"] for line in told.json()["decisions"]]
+        unknown = await running.client.get("/admin/decisions?layer=foo")
+    assert found == {"exact": ["exact"], "join": ["joined"], "cascade": []}
+    assert unknown.status_code == 400
+    assert "'join'" in unknown.json()["error"]["message"]
+
+
+async def test_a_request_is_found_by_the_id_that_its_caller_gave_it(running: Running) -> None:
+    mine = {"x-request-id": "my-req-1"}
+    for text in ("one", "two"):
+        await running.client.post("/v1/chat/completions", json=ask(text), headers=mine)
+    await running.client.post("/v1/chat/completions", content=b"no JSON", headers=mine)
+    found = (await running.client.get("/admin/decisions/my-req-1")).json()["decisions"]
+    assert [line["status"] for line in found] == [400, 200, 200], "newest first, refusals too"
+    assert {line["client_id"] for line in found} == {"my-req-1"}
+    (own,) = (await running.client.get(f"/admin/decisions/{found[1]['id']}")).json()["decisions"]
+    assert own == found[1]
+
+
+async def test_a_caller_cannot_hide_a_request_behind_an_id_of_its_own(running: Running) -> None:
+    answer = await running.client.post("/v1/chat/completions", json=ask("one"))
+    ours = answer.headers["x-request-id"]
+    await running.client.post(
+        "/v1/chat/completions", json=ask("two"), headers={"x-request-id": ours}
+    )
+    (line,) = (await running.client.get(f"/admin/decisions/{ours}")).json()["decisions"]
+    assert line["id"] == ours
 
 
 async def test_an_unknown_request_is_a_404_that_says_what_is_kept(running: Running) -> None:

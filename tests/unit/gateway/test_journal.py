@@ -17,6 +17,7 @@ from gateway.observe.journal import (
     check_writable,
     claim,
     find,
+    find_client,
     read_from,
     release,
     segments_of,
@@ -133,6 +134,29 @@ def test_a_request_is_found_in_any_process_folder_and_segment(tmp_path: Path) ->
     assert found(tmp_path, "r000") == []
     for one in journals:
         one.close()
+
+
+def test_requests_are_found_by_what_their_callers_named_them(tmp_path: Path) -> None:
+    journals = [opened(tmp_path, keep_bytes=16 * 4096) for _ in range(2)]
+    for number in range(400):
+        one = msgspec.structs.replace(
+            record(number), client_id="a" if number % 10 == 7 else "r0008"
+        )
+        journals[number % 2].append(one)
+        journals[number % 2].position()
+    latest = [one.id for one, _ in find_client(tmp_path, "a", 3)]
+    assert latest == ["r0397", "r0387", "r0377"]
+    assert {one.id for one, _ in find_client(tmp_path, "a", 400)} >= {"r0007", "r0397"}
+    assert find_client(tmp_path, "b", 3) == []
+    assert [one.id for one in find(tmp_path, "r0008")[0]] == ["r0008"], "an id of ours is ours"
+    for one in journals:
+        one.close()
+
+
+def test_what_an_older_version_kept_is_still_read(tmp_path: Path) -> None:
+    """Before callers' ids were kept a record was shorter by one."""
+    older = msgspec.msgpack.encode(msgspec.structs.astuple(record(1))[:-1])
+    assert msgspec.msgpack.decode(older, type=Record) == record(1)
 
 
 def test_a_full_disk_is_told_once_and_costs_no_request(
