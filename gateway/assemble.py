@@ -49,7 +49,7 @@ from gateway.observe.rollup import RollUp
 from gateway.parts.cascade import build_auto, cache_error_of
 from gateway.parts.exact import Cache, build_cache, exact_terms
 from gateway.parts.judge import build_judge
-from gateway.parts.ledger import build_ledger
+from gateway.parts.ledger import build_ledger, part_of
 from gateway.parts.meaning import Meaning, build_meaning
 from gateway.parts.shadow import build_shadow, learner_of
 from gateway.parts.tenants import Tenancy, build_tenancy
@@ -98,7 +98,7 @@ def assemble(
     live.on_tenants(auto.take)
     catalog, large = auto.catalog, backend.cards[settings.cascade.large]
     ledger, keeper = build_ledger(settings.ledger, backend.cards.values(), large, log)
-    rollup = keeper.rollup
+    rollup, part = keeper.rollup, part_of(settings)
     meaning.judge = build_judge(settings, backend, ledger)
     shadow = build_shadow(settings, auto, backend, tenancy.roster, ledger=ledger, log=log)
     paid = tenancy.spending(shadow, backend, settings)
@@ -148,7 +148,7 @@ def assemble(
                 tenancy.gate,
             ),
             docs.router(),
-            page.router(keeper, backend.states, pulse, drain=drain, gate=tenancy.gate),
+            page.router(keeper, backend.states, pulse, drain=drain, gate=tenancy.gate, part=part),
             admin_decisions.router(
                 keeper,
                 auto.policies.by_tenant,
@@ -158,7 +158,7 @@ def assemble(
             ),
             admin_caches.router(cache.store, meaning.semantic, tenancy.gate),
             *tenancy.routers,
-            admin_usage.router(keeper, tenancy.gate),
+            admin_usage.router(keeper, tenancy.gate, part),
         ],
         lifespan=lambda: _running(
             tenancy,

@@ -48,8 +48,13 @@ class Question:
     @property
     def costs(self) -> str:
         """For explanations, in micro-dollars."""
-        small, large = self.small.cost_nano / 1e3, self.large.cost_nano / 1e3
-        return f"expected cost {small:.3g} µ$ small, {large:.3g} µ$ large"
+        small, large = _micro(self.small.cost_nano), _micro(self.large.cost_nano)
+        return f"expected cost {small} µ$ small, {large} µ$ large"
+
+
+def _micro(nano: int) -> str:
+    """Three digits that say something, and never 4.15e+03."""
+    return f"{nano / 1e3:,.0f}" if nano >= 100_000 else f"{nano / 1e3:.3g}"
 
 
 @dataclass(frozen=True, slots=True)

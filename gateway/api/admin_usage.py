@@ -52,11 +52,13 @@ class UsageOut(BaseModel):
     start: str = Field(description="of the range, widened to whole grains (UTC)")
     end: str
     grain_s: int = Field(description="seconds of the sums that were read")
+    part: str = Field(description="whose account it is, where others have theirs; else empty")
     totals: dict[str, int]
     rows: list[dict[str, Any]]
 
 
-def router(keeper: Keeper, gate: AdminGate) -> APIRouter:
+def router(keeper: Keeper, gate: AdminGate, part: str = "") -> APIRouter:
+    """`part`: whose account it is (parts/ledger.py)."""
     routes = APIRouter(prefix="/admin", tags=["admin"])
     admin = Depends(gate)
 
@@ -64,7 +66,7 @@ def router(keeper: Keeper, gate: AdminGate) -> APIRouter:
                 response_model=UsageOut)  # fmt: skip
     async def read_usage(asked: Annotated[UsageIn, Query()], _: str = admin) -> Response:
         found = await _ask(keeper, question_of(asked, time.time()))
-        return _csv(found) if asked.format == "csv" else JSONResponse(_json(found))
+        return _csv(found) if asked.format == "csv" else JSONResponse(_json(found, part))
 
     return routes
 
@@ -100,7 +102,7 @@ async def _ask(keeper: Keeper, question: Question) -> usage.Answer:
         raise Overloaded(str(error), code="ledger_unavailable", retry_after_s=1.0) from error
 
 
-def _json(found: usage.Answer) -> dict[str, Any]:
+def _json(found: usage.Answer, part: str) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     for line in found.lines:
         at = {"time": usage.iso(line.at)} if found.query.step_s else {}
@@ -110,6 +112,7 @@ def _json(found: usage.Answer) -> dict[str, Any]:
         "start": usage.iso(found.start),
         "end": usage.iso(found.end),
         "grain_s": found.query.grain_s,
+        "part": part,
         "totals": dict(zip(COLUMNS, found.totals, strict=True)),
         "rows": rows,
     }

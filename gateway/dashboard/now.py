@@ -16,12 +16,14 @@ SHOWN = 50
 """Calls that are told with it."""
 
 
-def summary(rollup: RollUp, engine: EngineStates, drain: Drain) -> dict[str, Any]:
-    """Everything the page shows. Money in US dollars, times in milliseconds."""
+def summary(rollup: RollUp, engine: EngineStates, drain: Drain, part: str = "") -> dict[str, Any]:
+    """Everything the page shows. Money in US dollars, times in milliseconds. `part`: whose numbers
+    they are, where others have theirs."""
     counts = {key: one.count for key, one in rollup.sums.items()}
     tokens, nano_usd = rollup.avoided()
     return {
         "at": time.time(),
+        "part": part,
         "inflight": drain.inflight,
         "draining": drain.draining,
         "requests": _by(counts, 2),

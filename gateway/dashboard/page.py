@@ -40,8 +40,10 @@ def router(
     *,
     drain: Drain,
     gate: AdminGate,
+    part: str = "",
     wall: Callable[[], float] = time.time,
 ) -> APIRouter:
+    """`part`: whose numbers they are (parts/ledger.py)."""
     routes = APIRouter(tags=["dashboard"], include_in_schema=False)
     admin = Depends(gate)
     files = Files(FOLDER)
@@ -49,7 +51,7 @@ def router(
     @routes.get("/dashboard/data")
     async def read_data(_: str = admin) -> Response:
         keeper.rollup.fold()
-        return JSONResponse(summary(keeper.rollup, engine, drain), headers=SAFE)
+        return JSONResponse(summary(keeper.rollup, engine, drain, part), headers=SAFE)
 
     @routes.get("/dashboard/history")
     async def read_history(span: Annotated[Span, Query()] = "15m", _: str = admin) -> Response:

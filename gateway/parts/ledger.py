@@ -12,9 +12,11 @@ from gateway.observe.keeper import Keeper
 from gateway.observe.ledger import Ledger
 from gateway.observe.logs import Log
 from gateway.observe.rollup import Prices
-from gateway.settings import LedgerSettings
+from gateway.settings import LedgerSettings, Settings
 
 SQLITE = "sqlite:///"
+OWN = (SQLITE, "memory://")
+"""Stores of one machine."""
 
 
 def places(settings: LedgerSettings) -> tuple[Path | None, Path | None]:
@@ -23,6 +25,26 @@ def places(settings: LedgerSettings) -> tuple[Path | None, Path | None]:
         return None, None
     path = Path(settings.store.removeprefix(SQLITE))
     return path, path.with_name(f"{path.name}.journal")
+
+
+def part_of(settings: Settings) -> str:
+    """Whose account it is, for people; empty where nothing is shared with gateways elsewhere. How
+    many those are nobody knows: they come and go, and no store counts them."""
+    stores = {
+        "[cache.exact]": settings.exact.store,
+        "[cache.semantic]": settings.semantic.store if settings.semantic.enabled else "",
+        "[keys]": settings.keys.store,
+        "[limits]": settings.limits.store,
+    }
+    shared = [name for name, store in stores.items() if store and not store.startswith(OWN)]
+    if not shared:
+        return ""
+    budgets = " Only what is used of budgets is everybody's." if "[limits]" in shared else ""
+    return (
+        "This gateway's part: requests that other gateways answered are not in it. Whoever has the "
+        f"same Redis shares {', '.join(shared)} with it and keeps an account of its own; how many "
+        f"they are is not known here.{budgets}"
+    )
 
 
 def open_book(settings: LedgerSettings) -> SqliteBook:

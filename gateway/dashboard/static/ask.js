@@ -3,8 +3,14 @@
 import { byId } from "./dom.js";
 
 const KEY = "sluice-admin-key";
+const LISTED = "Keys that are let in are those whose SHA-256 is listed under [admin] keys in sluice.toml.";
 
-export class Refused extends Error {}
+export class Refused extends Error {
+  constructor(said, code) {
+    super(said);
+    this.code = code;
+  }
+}
 
 export class NotThere extends Error {}
 
@@ -13,11 +19,20 @@ export async function ask(path) {
   const headers = key ? { authorization: `Bearer ${key}` } : {};
   const response = await fetch(path, { headers, cache: "no-store", credentials: "omit" });
   if (response.ok) return response.json();
-  const said = await response.json().then((body) => body.error.message, () => "");
-  if (response.status === 401) throw new Refused(said);
+  const { message: said, code } = await response.json().then((body) => body.error, () => ({ message: "" }));
+  if (response.status === 401) throw new Refused(said, code);
   if (response.status === 404) throw new NotThere(said);
   throw new Error(said || `the server said ${response.status}`);
 }
+
+let tell = () => {};
+
+// `told`: called with what went wrong in what a reader set off.
+export function onTrouble(told) {
+  tell = told;
+}
+
+export const attempt = (work) => work().catch((error) => tell(error));
 
 // `onKey`: called when a key was given, or taken back.
 export function setUpLogin(onKey) {
@@ -33,7 +48,9 @@ export function setUpLogin(onKey) {
   });
 }
 
-export function showLogin(why) {
+// What the server says of headers is for programs; of where a key is missing it is for people, too.
+export function showLogin({ code, message }) {
+  const why = code === "admin_key_needed" ? LISTED : message;
   const tried = sessionStorage.getItem(KEY) !== null;
   sessionStorage.removeItem(KEY);
   const wasHidden = byId("login").hidden;
@@ -48,6 +65,6 @@ export function hideLogin() {
   const wasShown = !byId("login").hidden;
   byId("login").hidden = true;
   byId("numbers").hidden = false;
-  if (wasShown) byId("main").focus();
+  if (wasShown) byId("main").focus({ preventScroll: true });
   byId("leave").hidden = sessionStorage.getItem(KEY) === null;
 }

@@ -1,10 +1,13 @@
 // What `auto` gives up and saves: quality against the share of calls that go to the large model, where
 // the tenant's policy operates, and what it promises.
-import { ask } from "./ask.js";
+import { ask, attempt } from "./ask.js";
 import { Chart } from "./charts.js";
 import { byId, make, percent, whole } from "./dom.js";
 
-const COLOURS = { random: "plain", "prompt length": "2", router: "join", "router + judge": "exact", oracle: "cascade" };
+const PROMISED = "promised at least";
+const CHOSEN = "operating point";
+const COLOURS = { random: "plain", "prompt length": "2", router: "join", "router + judge": "exact", oracle: "cascade",
+  [PROMISED]: "promise", [CHOSEN]: "point" };
 
 export class Cascade {
   constructor() {
@@ -14,7 +17,7 @@ export class Cascade {
       format: (v) => percent(v), axis: (v) => percent(v, 0),
     });
     this.select = byId("cascade-tenant");
-    this.select.addEventListener("change", () => this.refresh());
+    this.select.addEventListener("change", () => attempt(() => this.refresh()));
   }
 
   async refresh() {
@@ -47,12 +50,12 @@ export class Cascade {
 
   showCurve({ curves, chosen, large, target }) {
     const lines = curves.map((one) => ({ name: one.name, xs: one.large_share, ys: one.quality }));
-    if (target !== undefined) lines.push({ name: "promised at least", xs: [0, 1], ys: [large - target, large - target], dash: true });
-    if (chosen) lines.push({ name: "operating point", xs: [chosen.large_share], ys: [chosen.quality], points: true });
+    if (target !== undefined) lines.push({ name: PROMISED, xs: [0, 1], ys: [large - target, large - target], dash: true });
+    if (chosen) lines.push({ name: CHOSEN, xs: [chosen.large_share], ys: [chosen.quality], points: true });
     const xs = [...new Set(lines.flatMap((one) => one.xs))].sort((a, b) => a - b);
     this.chart.show(xs, lines.map((one) => ({
       name: one.name, dash: one.dash, points: one.points,
-      colour: one.points || one.dash ? "large" : COLOURS[one.name] ?? "1",
+      colour: COLOURS[one.name] ?? "1",
       values: placed(xs, one),
     })), "The policy's file holds no curve.", chosen ? xs.indexOf(chosen.large_share) : undefined);
   }

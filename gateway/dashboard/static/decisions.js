@@ -1,17 +1,19 @@
 // The latest calls with their reasons, and the whole story of one.
-import { ask, NotThere, Refused } from "./ask.js";
+import { ask, attempt, NotThere, Refused } from "./ask.js";
 import { byId, clock, make, ms, origin, table, usd, whole } from "./dom.js";
 
 const SHOWN = 50;
+const NONE_YET = "No request yet since this gateway's start: send one to /v1/chat/completions. An earlier one is "
+  + "explained above, by its id.";
 
 export class Decisions {
   constructor() {
     this.paused = false;
     byId("pause").addEventListener("click", () => this.pause());
-    byId("decision-layer").addEventListener("change", () => this.refresh(true));
+    byId("decision-layer").addEventListener("change", () => attempt(() => this.refresh(true)));
     byId("lookup").addEventListener("submit", (event) => {
       event.preventDefault();
-      this.explain(byId("request-id").value.trim());
+      attempt(() => this.explain(byId("request-id").value.trim()));
     });
   }
 
@@ -30,12 +32,12 @@ export class Decisions {
     table("decisions",
       ["time", "request", "tenant", "model", "origin", "#status", "#in", "#out", "#time taken", "why"],
       decisions.map((one) => ({ kind: one.status >= 400 ? "bad" : "", cells: this.cells(one) })),
-      layer ? `The layer “${layer}” decided nothing yet.` : "No request yet. Send one to /v1/chat/completions.");
+      layer ? `None of the last 1,000 requests was decided by “${layer}”.` : NONE_YET);
   }
 
   cells(one) {
     const button = make("button", { type: "button", text: one.id || "–", title: "Explain this request" });
-    button.addEventListener("click", () => this.explain(one.id, true));
+    button.addEventListener("click", () => attempt(() => this.explain(one.id, true)));
     return [
       clock(one.at), button, one.tenant || "–", one.model || "–", origin(one.origin), one.status,
       whole(one.prompt_tokens), whole(one.completion_tokens), ms(one.ms), one.why ?? "",
@@ -47,7 +49,9 @@ export class Decisions {
     if (fromList) byId("request-id").focus();
     try {
       const { decisions } = await ask(`/admin/decisions/${encodeURIComponent(id)}`);
-      byId("story").replaceChildren(...decisions.map(story));
+      const several = `${whole(decisions.length)} requests have this id, the latest first:`;
+      const head = decisions.length > 1 ? [make("p", { text: several, kind: "note" })] : [];
+      byId("story").replaceChildren(...head, ...decisions.map(story));
     } catch (error) {
       if (error instanceof Refused) throw error;
       const text = error instanceof NotThere ? error.message : `It cannot be told: ${error.message}`;
@@ -60,7 +64,8 @@ function story(one) {
   const steps = one.story.map((step) => make("li", {},
     make("b", { text: `${step.layer}: ${step.outcome}. ` }), make("span", { text: step.text })));
   const facts = {
-    tenant: one.tenant, model: one.model || "–", origin: one.origin,
+    id: one.id || "–", ...(one.client_id ? { "the caller's id": one.client_id } : {}),
+    tenant: one.tenant || "–", model: one.model || "–", origin: one.origin,
     status: one.status, took: ms(one.ms), "first token": ms(one.ttft_ms),
     tokens: `${whole(one.prompt_tokens)} in, ${whole(one.completion_tokens)} out`,
     computed: whole(one.computed_tokens), ...money(one.money_nano),

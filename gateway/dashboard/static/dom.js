@@ -39,30 +39,36 @@ export function ms(n) {
 
 export const clock = (seconds) => new Date(seconds * 1000).toLocaleTimeString("en-GB");
 
-// Rows of cells: text, numbers, or nodes. `titles`: names, with a leading "#" for numbers.
+// Rows of cells: text, numbers, or nodes. `titles`: names, with a leading "#" for numbers. Where there is
+// no room for the columns each row is a card, in which a cell's title stands over it
+// (data-title); the roles say then that it is a table all the same.
 export function table(id, titles, rows, empty) {
-  const isNumber = titles.map((title) => title.startsWith("#"));
-  const head = make("tr");
-  titles.forEach((title, i) => {
-    const text = title.replace("#", "");
-    head.append(make("th", { text, scope: "col", kind: isNumber[i] ? "number" : "" }));
-  });
-  const body = make("tbody");
-  for (const { cells, kind } of rows) {
-    const line = make("tr", { kind });
-    cells.forEach((cell, i) => {
-      const made = make("td", { kind: isNumber[i] ? "number" : titles[i] === "why" ? "why" : "" });
-      made.append(cell instanceof Node ? cell : String(cell));
-      line.append(made);
-    });
-    body.append(line);
-  }
+  const names = titles.map((title) => title.replace("#", ""));
+  const kinds = titles.map((title) => (title.startsWith("#") ? "number" : title === "why" ? "why" : ""));
+  const head = make("tr", { role: "row" }, ...names.map((text, i) => (
+    make("th", { text, scope: "col", kind: kinds[i], role: "columnheader" }))));
+  const lines = rows.map(({ cells, kind }) => make("tr", { kind, role: "row" }, ...cells.map((cell, i) => {
+    const made = make("td", { kind: kinds[i], role: "cell" }, cell instanceof Node ? cell : String(cell));
+    made.dataset.title = names[i];
+    return made;
+  })));
   if (!rows.length) {
-    const cell = make("td", { text: empty, kind: "empty", colSpan: titles.length });
-    body.append(make("tr", {}, cell));
+    const cell = make("td", { text: empty, kind: "empty", colSpan: titles.length, role: "cell" });
+    lines.push(make("tr", { role: "row" }, cell));
   }
-  byId(id).replaceChildren(make("thead", {}, head), body);
+  byId(id).setAttribute("role", "table");
+  byId(id).replaceChildren(
+    make("thead", { role: "rowgroup" }, head), make("tbody", { role: "rowgroup" }, ...lines));
+  fit(byId(id));
 }
+
+// Nobody scrolls sideways for a reason: a table that is broader than its box becomes cards.
+function fit(one) {
+  one.classList.remove("cards");
+  one.classList.toggle("cards", one.parentElement.scrollWidth > one.parentElement.clientWidth);
+}
+
+addEventListener("resize", () => document.querySelectorAll(".scroll > table").forEach(fit));
 
 const SVG = "http://www.w3.org/2000/svg";
 

@@ -16,7 +16,10 @@ export class Engine {
     });
   }
 
-  showHistory({ engine: { at, models } }) {
+  showHistory({ at: span, step_s: step, engine: { at, models } }) {
+    const [wanted, kept] = [span.length * step, at.length ? at.at(-1) - at[0] : 0];
+    byId("engine-note").textContent = at.length && kept < 0.9 * wanted
+      ? `Drawn is the last ${lasting(kept)}: the engine's gauges are kept in memory, for an hour at most.` : "";
     const names = Object.keys(models);
     const total = (column) => at.map((_, i) => names.reduce((n, name) => n + (models[name][column][i] ?? 0), 0));
     const lines = names.length ? [
@@ -42,6 +45,8 @@ export class Engine {
       rows, NONE);
   }
 }
+
+const lasting = (seconds) => (seconds < 120 ? `${whole(seconds)} s` : `${whole(seconds / 60)} min`);
 
 // free + running + cached are all; leased ones are part of the cached.
 function pages({ free = 0, running = 0, cached = 0 }) {

@@ -1,5 +1,5 @@
 // One loop: asks for what is due, hands it to the panels, says whether it worked.
-import { ask, hideLogin, Refused, setUpLogin, showLogin } from "./ask.js";
+import { ask, hideLogin, onTrouble, Refused, setUpLogin, showLogin } from "./ask.js";
 import { Cascade } from "./cascade.js";
 import { redrawAll } from "./charts.js";
 import { Decisions } from "./decisions.js";
@@ -36,6 +36,8 @@ async function look(slowly) {
   const [now, history] = await Promise.all([ask("/dashboard/data"), ask(`/dashboard/history?span=${span}`)]);
   if (asked !== span) return;
   hideLogin();
+  byId("part").textContent = now.part;
+  byId("part").hidden = !now.part;
   overview.showNow(now);
   overview.showHistory(history);
   engine.showNow(now);
@@ -53,15 +55,20 @@ async function tick(fresh = false) {
     ticks += 1;
     schedule();
   } catch (error) {
-    if (error instanceof Refused) {
-      say("a key is needed", "bad");
-      showLogin(error.message);
-      return;
-    }
-    say(`not connected: ${error.message}`, "bad");
-    ticks = 0;
-    schedule();
+    fail(error);
   }
+}
+
+function fail(error) {
+  clearTimeout(waiting);
+  if (error instanceof Refused) {
+    say("a key is needed", "bad");
+    showLogin(error);
+    return;
+  }
+  say(`not connected: ${error.message}`, "bad");
+  ticks = 0;
+  schedule();
 }
 
 function schedule() {
@@ -84,5 +91,6 @@ choice("spans", SPANS, span, (chosen) => {
   span = chosen;
   tick(true);
 });
+onTrouble(fail);
 setUpLogin(() => tick(true));
 tick(true);

@@ -1,12 +1,12 @@
 // Who is served: what they asked, what it cost, what they may.
-import { ask } from "./ask.js";
+import { ask, attempt } from "./ask.js";
 import { byId, compact, make, meter, percent, table, usd, whole } from "./dom.js";
 
 const MOST = 20;
 
 export class Tenants {
   constructor() {
-    byId("tenant-filter").addEventListener("input", () => this.refresh());
+    byId("tenant-filter").addEventListener("input", () => attempt(() => this.refresh()));
   }
 
   async refresh(history) {
@@ -15,9 +15,10 @@ export class Tenants {
     const used = new Map((this.history?.tenants ?? []).map((one) => [one.tenant, one]));
     const wanted = byId("tenant-filter").value.trim().toLowerCase();
     const names = [...new Set([...used.keys(), ...known.tenants])]
-      .filter((name) => known.tenants.includes(name) && name.toLowerCase().includes(wanted));
+      .filter((name) => name.toLowerCase().includes(wanted));
     const shown = names.slice(0, MOST);
-    const told = await Promise.all(shown.map((name) => ask(`/admin/tenants/${encodeURIComponent(name)}`)));
+    const told = await Promise.all(shown.map((name) => (
+      known.tenants.includes(name) ? ask(`/admin/tenants/${encodeURIComponent(name)}`) : { name })));
     this.show(told, used);
     const rest = names.length - shown.length;
     byId("tenants-note").textContent = [
@@ -29,10 +30,10 @@ export class Tenants {
   show(told, used) {
     const rows = told.map((tenant) => {
       const one = used.get(tenant.name);
+      if (!tenant.policy) return { cells: [gone(tenant.name), ...spending(one), ...Array(7).fill("–")] };
       const policy = new Map(tenant.policy.map((line) => [line.name, line.value]));
       return { cells: [
-        tenant.name, one ? compact(one.requests) : "0", one ? compact(one.tokens) : "0",
-        one ? usd(one.spent_usd) : "0", one ? usd(one.avoided_usd) : "0",
+        tenant.name, ...spending(one),
         limit(policy.get("rpm")), limit(policy.get("tpm")), limit(policy.get("max_concurrent")),
         budgets(tenant.budgets ?? []), policy.get("cascade_policy") ?? "–",
         policy.get("cache_scope") ?? "–", percent(policy.get("semantic_max_error") ?? null),
@@ -44,6 +45,13 @@ export class Tenants {
     ], rows, "No tenant has such a name.");
   }
 }
+
+const spending = (one) => (one
+  ? [compact(one.requests), compact(one.tokens), usd(one.spent_usd), usd(one.avoided_usd)] : ["0", "0", "0", "0"]);
+
+// Who is in the account and not in the settings: a tenant of before, or who never was one.
+const gone = (name) => make("span", {}, name || "nobody",
+  make("span", { kind: "note", text: name ? " (no tenant now)" : " (refused before it was known who asks)" }));
 
 const limit = (value) => (value === null || value === undefined ? "no limit" : whole(value));
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from cascade.price import ExpectedLength, Price, estimate_prompt_tokens
 from engine.contract import Call, Message, Part, Usage
+from tests.support.routing import chat, question_of
 
 
 def test_a_dollar_per_million_tokens_is_a_thousand_nano_dollars_each() -> None:
@@ -32,3 +35,12 @@ def test_prompt_tokens_are_counted_where_they_are_known() -> None:
     assert estimate_prompt_tokens(Call("text", "m", "s", prompt="x" * 40)) == 10
     message = Message("user", (Part("text", "x" * 40),))
     assert estimate_prompt_tokens(Call("chat", "m", "s", messages=(message,))) == 14
+
+
+@pytest.mark.parametrize(
+    ("nano", "told"),
+    [(90, "0.09"), (4_567, "4.57"), (99_400, "99.4"), (415_000, "415"), (4_150_000, "4,150")],
+)
+def test_costs_are_told_in_figures_that_people_read(nano: int, told: str) -> None:
+    question = question_of(chat("Hello"), small_nano=nano, large_nano=nano)
+    assert question.costs == f"expected cost {told} µ$ small, {told} µ$ large"
