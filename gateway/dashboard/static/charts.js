@@ -4,6 +4,8 @@
 import { make, swatch } from "./dom.js";
 
 const HEIGHT_REM = 12;
+// A line goes on over so long a time without data, and ends before a longer one.
+const BRIDGED_S = 60;
 const charts = new Set();
 
 const rem = () => parseFloat(getComputedStyle(document.documentElement).fontSize);
@@ -44,7 +46,7 @@ export class Chart {
   // `rest`: the place whose values are told while no pointer is over the chart.
   show(xs, series, empty, rest = xs.length - 1) {
     this.rest = rest;
-    const blank = !series.some((one) => one.values.some((v) => v !== null && v !== undefined));
+    const blank = !series.some((one) => one.values.some(known));
     this.empty.hidden = !blank;
     this.empty.textContent = blank ? empty : "";
     this.legend.hidden = blank;
@@ -77,7 +79,6 @@ export class Chart {
   // The value at a place; with none given, a stack's sum, else at the place of interest or the latest.
   text(one, index) {
     if (index === null && this.kind === "stack") return this.format(one.values.reduce((a, b) => a + b, 0));
-    const known = (v) => v !== null && v !== undefined;
     const until = index ?? this.rest;
     const upTo = index === null ? one.values.slice(0, until + 1) : [one.values[index]];
     const value = upTo.findLast(known);
@@ -90,7 +91,8 @@ export class Chart {
 
   // A stack is drawn as sums, the topmost first, each lower one over it.
   data() {
-    if (this.kind !== "stack") return [this.xs, ...this.series.map((one) => one.values)];
+    if (this.kind === "curves") return [this.xs, ...this.series.map((one) => one.values)];
+    if (this.kind !== "stack") return [this.xs, ...this.series.map((one) => bridged(this.xs, one.values))];
     const sums = [];
     const shown = this.visible();
     const below = new Array(this.xs.length).fill(0);
@@ -145,20 +147,18 @@ export class Chart {
       const stroke = colour(`c-${one.colour}`);
       const stack = this.kind === "stack";
       return {
-        label: one.name, stroke, show: shown[i], spanGaps: true,
+        label: one.name, stroke, show: shown[i], spanGaps: this.kind === "curves",
         width: stack || one.points ? 0 : 2,
         dash: one.dash ? [6, 5] : undefined,
         fill: stack ? stroke : undefined,
         paths: stack ? uPlot.paths.bars({ size: [0.9, 40] }) : undefined,
-        points: { show: Boolean(one.points) || (!stack && !one.dash && this.few(one)), size: one.points ? 14 : 6, fill: stroke },
+        points: {
+          show: false, size: one.points ? 14 : 6, fill: stroke,
+          filter: (plot, place) => (stack ? [] : marked(plot.data[place], one)),
+        },
       };
     });
     return this.kind === "stack" ? made.reverse() : made;
-  }
-
-  // A line needs two points; with few there would be nothing to see.
-  few(one) {
-    return one.values.filter((v) => v !== null && v !== undefined).length < 12;
   }
 
   range(low, high) {
@@ -190,6 +190,30 @@ export class Chart {
     button.setAttribute("aria-pressed", String(!this.hiddenNames.has(name)));
     this.redraw();
   }
+}
+
+const known = (v) => v !== null && v !== undefined;
+
+// Short times without data as `undefined`, which uPlot draws a line across; long ones as null.
+function bridged(xs, values) {
+  const drawn = [...values];
+  let last = -1;
+  values.forEach((value, i) => {
+    if (!known(value)) return;
+    if (last >= 0 && xs[i] - xs[last] <= BRIDGED_S) drawn.fill(undefined, last + 1, i);
+    last = i;
+  });
+  return drawn;
+}
+
+// Which values get a dot, looked at anew with each drawing: all of few, and those that no line reaches.
+function marked(values, { points, dash }) {
+  const places = values.flatMap((value, i) => (known(value) ? [i] : []));
+  if (points || (!dash && places.length < 12)) return places;
+  const broken = (from, to) => values.slice(from + 1, to).includes(null);
+  return places.filter((place, i) => (
+    (i === 0 || broken(places[i - 1], place))
+    && (i === places.length - 1 || broken(place, places[i + 1]))));
 }
 
 const decades = (_, splits) => splits.map((v) => (Number.isInteger(Math.round(1e6 * Math.log10(v)) / 1e6) ? v : null));
