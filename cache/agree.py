@@ -5,10 +5,11 @@ the two answers labels that possible hit for free. But models word the same thin
 
 Choice. Cheap and sure tests first, each label marked with what it rests on:
 
-    equal      the same text but for case, space and punctuation; the same JSON value
-    facts      they do not say the same numbers and signs; or one of them negates
+    equal      the same JSON value; the same text, but for case, space and punctuation if it holds
+               no code
+    facts      they do not say the same numbers and signs, in one spelling; or one of them negates
     meaning    the cosine of the two answers' embeddings is clearly high or clearly low
-    judge      a model decides the cases in between, if one is given
+    judge      a model decides the cases in between, and all that hold code, if one is given
     unclear    nothing decides: counted as wrong, which costs hits and never the promise
 
 A mistake of this file is a mistake of the promise, so each test errs towards "wrong". Answers over
@@ -25,6 +26,7 @@ from typing import Literal
 
 import numpy as np
 
+from cache.agree_marks import holds_code, same_figures, tidy
 from cache.embed import EmbedError, Vector
 from cache.replay import Recording
 from cache.verify_facts import Facts, read
@@ -78,10 +80,15 @@ def _written(number: _Number) -> dict[str, str]:
 
 
 def at_a_glance(fresh: str, cached: str) -> Label | None:
-    """A label that needs no model, or None."""
+    """A label that needs no model, or None. Of two texts of which one holds code, None says that
+    only a judge can tell."""
     value = _canonical(fresh)
     if fresh == cached or (value is not None and value == _canonical(cached)):
         return Label(right=True, source="equal")
+    if holds_code(fresh) or holds_code(cached):
+        return Label(right=True, source="equal") if tidy(fresh) == tidy(cached) else None
+    if not same_figures(fresh, cached):
+        return Label(right=False, source="facts")
     if (words := normal(fresh)) and words == normal(cached):
         return Label(right=True, source="equal")
     one, other = read(fresh), read(cached)
@@ -95,6 +102,14 @@ def _overlap(one: Facts, other: Facts) -> float:
     return len(one.bag & other.bag) / len(union) if union else 0.0
 
 
+async def _likeness(fresh: str, cached: str, embed: Embed) -> float:
+    """A cosine, or of texts over the embedder's window the share of words that both have."""
+    try:
+        return float(np.dot(await embed(fresh), await embed(cached)))
+    except EmbedError:
+        return _overlap(read(fresh), read(cached))
+
+
 async def agree(
     question: str, fresh: str, cached: str, *, embed: Embed, judge: Judge | None = None
 ) -> Label:
@@ -102,14 +117,12 @@ async def agree(
     seen = at_a_glance(fresh, cached)
     if seen is not None:
         return seen
-    try:
-        likeness = float(np.dot(await embed(fresh), await embed(cached)))
-    except EmbedError:
-        likeness = _overlap(read(fresh), read(cached))
-    if likeness >= SAME:
-        return Label(right=True, source="meaning")
-    if likeness < DIFFERENT:
-        return Label(right=False, source="meaning")
+    if not (holds_code(fresh) or holds_code(cached)):
+        likeness = await _likeness(fresh, cached, embed)
+        if likeness >= SAME:
+            return Label(right=True, source="meaning")
+        if likeness < DIFFERENT:
+            return Label(right=False, source="meaning")
     said = await judge(question, fresh, cached) if judge is not None else None
     if said is None:
         return Label(right=False, source="unclear")

@@ -23,6 +23,7 @@ from cache.store.sqlite_open import (
     Transaction,
     WrongSchemaError,
     is_broken,
+    leave_no_trace,
     move_aside,
     open_file,
 )
@@ -219,7 +220,9 @@ class ArchiveFile:
         query = f"SELECT namespace, key FROM questions WHERE (namespace, grp) IN ({matching})"  # noqa: S608
         values = [value for (value,) in named.values()]
         with Transaction(self._db):
-            return self._delete(self._db.execute(query, values).fetchall())
+            deleted = self._delete(self._db.execute(query, values).fetchall())
+        leave_no_trace(self._db)
+        return deleted
 
     def sweep(self) -> None:
         """Delete what has expired or lies beyond what anybody would use; take the totals."""

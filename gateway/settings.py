@@ -234,7 +234,9 @@ class SemanticCache:
         VOLATILE_WORDS, "words (regular expressions) of questions that are never answered from it"
     )
     max_entries: int = _set(50_000, "questions kept for one scope, over all its namespaces")
-    max_per_user: int = _set(5_000, "of them, questions of one end user (the request's `user`)")
+    max_per_user: int = _set(
+        5_000, "of them, questions of one end user (the request's `user`), or of all who name none"
+    )
     max_namespaces: int = _set(500, "system prompts, tools and parameters told apart, per scope")
 
 

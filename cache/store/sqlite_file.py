@@ -30,6 +30,7 @@ from cache.store.sqlite_open import (
     WrongSchemaError,
     connect,
     is_broken,
+    leave_no_trace,
     move_aside,
     open_file,
 )
@@ -265,7 +266,9 @@ class SqliteWriter:
         query = f"SELECT key FROM entries WHERE {' AND '.join(named) or '1'}"  # noqa: S608  no input
         values = list(named.values())
         with Transaction(self._db):
-            return self._delete([key for (key,) in self._db.execute(query, values).fetchall()])
+            deleted = self._delete([key for (key,) in self._db.execute(query, values).fetchall()])
+        leave_no_trace(self._db)
+        return deleted
 
     def sweep(self) -> None:
         """Delete what has expired; take up what another process has written."""

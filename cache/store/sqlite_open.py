@@ -55,6 +55,7 @@ def make_private(path: Path) -> None:
 def connect(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, isolation_level=None, timeout=2.0, check_same_thread=False)
     connection.execute("PRAGMA foreign_keys = ON")
+    connection.execute("PRAGMA secure_delete = ON")
     return connection
 
 
@@ -69,6 +70,12 @@ def open_file(path: Path, schema: str, version: int) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def leave_no_trace(connection: sqlite3.Connection) -> None:
+    """What was erased goes out of the write-ahead log, too, unless a reader still needs that; then
+    the next erasure, or closing, does it. `secure_delete` overwrites it in the file itself."""
+    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
 
 def _prepare(connection: sqlite3.Connection, schema: str, version: int) -> None:

@@ -47,7 +47,7 @@ def router(
         return JSONResponse({"status": "ready", "checked": checked})
 
     @routes.get("/metrics", summary="Prometheus metrics", dependencies=[Depends(gate.metrics)])
-    def read_metrics() -> Response:
+    async def read_metrics() -> Response:
         return Response(metrics.render(), media_type=CONTENT_TYPE)
 
     return routes

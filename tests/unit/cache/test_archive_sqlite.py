@@ -205,6 +205,22 @@ async def test_a_busy_archive_is_swept_too(tmp_path: Path) -> None:
     await archive.close()
 
 
+async def test_what_was_erased_is_in_no_file_of_it(tmp_path: Path) -> None:
+    archive = await opened(tmp_path / "semantic.db")
+    secret = kept(1)
+    await archive.keep(secret)
+    await archive.flush()
+    assert written(tmp_path, secret.question.encode())
+    assert await archive.erase(Erasure()) == 1
+    assert not written(tmp_path, secret.question.encode())
+    await archive.close()
+
+
+def written(folder: Path, text: bytes) -> list[str]:
+    """The files that hold it."""
+    return [path.name for path in folder.iterdir() if text in path.read_bytes()]
+
+
 async def _write_without_end(path: Path) -> None:
     archive = await opened(path)
     await archive.keep(kept(1))

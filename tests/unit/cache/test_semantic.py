@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from cache.agree import agree, at_a_glance
@@ -597,6 +598,58 @@ class TestAgree:
     ) -> None:
         label = at_a_glance(fresh, cached)
         assert label is None or not label.right
+
+    @pytest.mark.parametrize(
+        ("fresh", "cached"),
+        [
+            ("Take .5 mg", "Take 5 mg"),
+            ("It draws 5 mW.", "It draws 5 MW."),
+            ("from 1..5", "from 1.5"),
+            ("It costs 1,000", "It costs 1.000"),
+            ("The result is 5!", "The result is 5"),
+            ("(2 + 3) * 4", "2 + (3 * 4)"),
+            ("return !done;", "return done;"),
+            ("!a && b", "a && b"),
+            ("a != b", "a = b"),
+            ("rm -rf ./tmp", "rm -rf /tmp"),
+            ("Run rm -rf .cache now", "Run rm -rf cache now"),
+            ("```py\nif a:\n  b()\n  c()\n```", "```py\nif a:\n  b()\nc()\n```"),
+        ],
+    )
+    async def test_what_means_what_it_says_to_the_letter_is_never_taken_for_its_neighbour(
+        self, fresh: str, cached: str
+    ) -> None:
+        async def alike(_: str) -> Vector:
+            return np.eye(8, dtype=np.float32)[0]
+
+        for pair in ((fresh, cached), (cached, fresh)):
+            label = await agree("q", *pair, embed=alike)
+            assert not label.right, label
+        same = await agree("q", fresh, fresh + " \n", embed=alike)
+        assert (same.right, same.source) == (True, "equal")
+
+    @pytest.mark.parametrize(
+        ("fresh", "cached"),
+        [
+            ("You can pay by card, or in cash.", "you can pay by card or in cash"),
+            ("The answer is 12.", "The answer is 12"),
+            ("R&D and AT&T work together", "R&D and AT&T work together!"),
+        ],
+    )
+    def test_prose_that_differs_in_case_and_punctuation_is_equal(
+        self, fresh: str, cached: str
+    ) -> None:
+        label = at_a_glance(fresh, cached)
+        assert label is not None
+        assert (label.right, label.source) == (True, "equal")
+
+    async def test_code_is_for_a_judge_to_compare(self) -> None:
+        async def yes(question: str, fresh: str, cached: str) -> bool:
+            return True
+
+        pair = ("Use `a.sort()` for it.", "For it use `a.sort()`.")
+        label = await agree("q", *pair, embed=embed, judge=yes)
+        assert (label.right, label.source) == (True, "judge")
 
     def test_json_of_any_depth_can_be_compared(self) -> None:
         for depth in (300, 1000, 100_000):

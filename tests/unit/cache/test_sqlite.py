@@ -379,3 +379,17 @@ async def test_one_scope_fills_its_own_room_and_nobody_elses(tmp_path: Path) -> 
     await again.flush()
     assert (await again.stats()).held_bytes <= 21_000
     await again.close()
+
+
+async def test_what_was_purged_is_in_no_file_of_it(tmp_path: Path) -> None:
+    store = await opened(tmp_path / "cache.db")
+    await store.put(key_number(1), recording_of("an unforgettable xylophone"))
+    await store.flush()
+
+    def written() -> list[str]:
+        return [path.name for path in tmp_path.iterdir() if b"xylophone" in path.read_bytes()]
+
+    assert written()
+    assert await store.purge(Which()) == 1
+    assert not written()
+    await store.close()
