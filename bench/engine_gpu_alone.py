@@ -6,10 +6,8 @@ import json
 import queue
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +21,7 @@ from engine.cuda.weights import Product
 from engine.lane import Lane
 from engine.loading import Checkpoint, dummy_decoder, read_config
 from engine.loop import Loop
+from engine.mailbox import Item, Mail
 from engine.pool import page_bytes
 from engine.request import Request, make_request
 from engine.sequence import Chunk, Pending, Runner, Sampled, SamplingParams
@@ -31,27 +30,31 @@ from engine.text import Text
 
 
 class Inline:
-    """Stands for an event loop: what the engine's thread hands over is taken on the spot."""
+    """An office that hands out what it is given at once."""
 
-    def call_soon_threadsafe(self, deliver: Callable[[Any], None], batch: Any) -> None:
-        deliver(batch)
+    def deliver(self, mail: Mail) -> bool:
+        for counter, items in mail:
+            assert isinstance(counter, Counter)
+            counter.put(items)
+        return True
 
 
 class Counter:
     """Stands for a mailbox: notes when a request's first token came and when it ended."""
 
-    loop = Inline()
-    due = 0.0
+    office = Inline()
 
     def __init__(self, ended: queue.SimpleQueue[Counter]) -> None:
+        self.due = 0.0
         self.first: float | None = None
         self.end: End | AnswerError | None = None
         self.at = 0.0
         self._ended = ended
 
-    def put(self, item: object) -> None:
-        if isinstance(item, End | AnswerError):
-            self.end, self.at = item, time.perf_counter()
+    def put(self, items: list[Item]) -> None:
+        last = items[-1]
+        if isinstance(last, End | AnswerError):
+            self.end, self.at = last, time.perf_counter()
             self._ended.put(self)
 
 
@@ -133,7 +136,7 @@ class Alone:
             Trail(f"b{self._ids}"),
             self.lanes[name],
             prompt,
-            mailbox=counter,  # type: ignore[arg-type]
+            mailbox=counter,
             arrival=time.monotonic(),
             first_id=self._ids << 8,
             seed=0,

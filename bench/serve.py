@@ -1,14 +1,20 @@
 """What serving takes from the engine: the whole gateway, streaming, beside the engine alone.
 
-    python -m bench.serve [--shape 0.6b] [--shape 8b]
+    python -m bench.serve [--shape 0.6b] [--shape 8b] [--engine-process shared|own|both]
+    python -m bench.serve --shape fake [--step-ms 5 --host-ms 2]     without a GPU
 
 The server (bench/serve_server.py) and the clients run on the machine of the GPU, each client in a
 process of its own. Requests are /v1/completions of 512 random token ids, 128 tokens out, streamed,
-each prompt new; keys, limits, ledger, exact cache, join, metrics and logs are on.
+each prompt new; keys, limits, ledger, exact cache, join, metrics and logs are on. The engine is in
+the gateway's process or in its own (`[engine] process`).
 
-    closed     128 streams, a new request when one ends: tokens/s, and the share of the engine alone
+    closed     128 streams, a new request when one ends: tokens/s, the share of the engine alone,
+               and the processor time of each process for a token
     Poisson    arrivals at 80 % of the closed loop's rate: time per output token of each request
                (last − first token over the tokens between), p50 and p99
+
+The fake engine takes --step-ms a step on its "device", whatever is in it, and burns --host-ms of
+its thread's time for each under Python's lock; the rest of it is ours.
 """
 
 from __future__ import annotations
@@ -17,6 +23,7 @@ import argparse
 import asyncio
 import json
 import multiprocessing
+import os
 import statistics
 import subprocess
 import sys
@@ -31,6 +38,7 @@ from bench.gateway_answers import KEY
 
 RESULTS = Path(__file__).parent / "results" / "serve.json"
 HOST, PORT = "127.0.0.1", 18_090
+NAME = "large"
 PROMPT, WANTED, STREAMS, EACH = 512, 128, 128, 5
 CLIENTS = 4
 
@@ -53,7 +61,7 @@ async def ask(prompt: list[int]) -> Seen:
     """One streamed request on a connection of its own."""
     body = json.dumps(
         {
-            "model": "large",
+            "model": NAME,
             "prompt": prompt,
             "max_tokens": WANTED,
             "temperature": 0,
@@ -152,28 +160,57 @@ def wait_for(process: subprocess.Popen[str]) -> dict[str, Any]:
     raise SystemExit("the server does not answer")
 
 
-def measure(shape: str, seconds: float) -> dict[str, Any]:
-    from bench.engine_gpu_shapes import SHAPES
+def processor_s(server: int) -> dict[str, float]:
+    """Seconds of processor time so far: of the server's process, and of its engine's, if it has
+    one of its own."""
+    tick = os.sysconf("SC_CLK_TCK")
+    spent = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            pid, rest = int(path.parent.name), path.read_text().rsplit(")", 1)[1].split()
+        except OSError:  # it has ended
+            continue
+        if server in {pid, int(rest[1])}:
+            name = "gateway" if pid == server else "engine"
+            spent[name] = (int(rest[11]) + int(rest[12])) / tick
+    return spent
 
-    vocab = int(SHAPES[shape]["vocab_size"])
-    command = [sys.executable, "-m", "bench.serve_server", str(PORT), shape]
+
+@dataclass(frozen=True)
+class Setup:
+    """What is measured. `shape` as bench/serve_engine.py reads it."""
+
+    shape: str
+    process: str
+    vocab: int
+    seconds: float
+
+
+def measure(setup: Setup) -> dict[str, Any]:
+    vocab = setup.vocab
+    command = [sys.executable, "-m", "bench.serve_server", str(PORT), setup.shape, setup.process]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             told = wait_for(process)
             all_clients("closed", STREAMS, 2, vocab)
+            before = processor_s(process.pid)
             closed = all_clients("closed", STREAMS, EACH, vocab)
+            after = processor_s(process.pid)
             served = speed(closed)
             rate = 0.8 * served / WANTED
-            open_ = all_clients("poisson", rate, seconds, vocab)
+            open_ = all_clients("poisson", rate, setup.seconds, vocab)
         finally:
             process.terminate()
     tpot = sorted(one.tpot_ms for one in open_)
     ttft = sorted((one.first - one.began) * 1e3 for one in open_)
+    tokens = sum(one.tokens for one in closed)
     row = {
-        "shape": shape,
+        "shape": setup.shape,
+        "process": setup.process,
         **told,
         "served": served,
         "share": served / told["alone"],
+        "us_per_token": {name: (after[name] - before[name]) / tokens * 1e6 for name in after},
         "requests": len(closed),
         "poisson_rps": rate,
         "tpot_p50_ms": statistics.median(tpot),
@@ -182,24 +219,46 @@ def measure(shape: str, seconds: float) -> dict[str, Any]:
         "ttft_p99_ms": ttft[len(ttft) * 99 // 100],
         "closed_tpot_p50_ms": statistics.median(one.tpot_ms for one in closed),
     }
+    show(row)
+    return row
+
+
+def show(row: dict[str, Any]) -> None:
+    spent = ", ".join(f"{name} {us:.0f} µs" for name, us in row["us_per_token"].items())
     print(
-        f"{shape:>5} on {row['card']}: alone {row['alone']:,.0f} tok/s, served {served:,.0f}"
-        f" ({row['share']:.0%}; goal 90 %); at {rate:.0f} requests/s TPOT p50"
+        f"{row['shape']:>5} on {row['card']}, process {row['process']}:"
+        f" alone {row['alone']:,.0f} tok/s, served {row['served']:,.0f}"
+        f" ({row['share']:.0%}; goal 90 %); a token takes {spent};"
+        f" at {row['poisson_rps']:.0f} requests/s TPOT p50"
         f" {row['tpot_p50_ms']:.2f} ms, p99 {row['tpot_p99_ms']:.2f}"
         f" (× {row['tpot_p99_ms'] / row['tpot_p50_ms']:.2f}; goal 1.5), TTFT p50"
         f" {row['ttft_p50_ms']:.0f} ms, p99 {row['ttft_p99_ms']:.0f}",
         flush=True,
     )
-    return row
+
+
+def setups(options: argparse.Namespace) -> list[Setup]:
+    from bench.engine_gpu_shapes import SHAPES
+
+    both = ["shared", "own"] if options.engine_process == "both" else [options.engine_process]
+    made = []
+    for shape in options.shape or ["0.6b", "8b"]:
+        vocab = int(SHAPES["tiny" if shape == "fake" else shape]["vocab_size"])
+        path = f"fake/{options.step_ms}/{options.host_ms}" if shape == "fake" else shape
+        made += [Setup(path, process, vocab, options.seconds) for process in both]
+    return made
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--shape", action="append", choices=["8b", "0.6b", "tiny"])
+    parser.add_argument("--shape", action="append", choices=["8b", "0.6b", "tiny", "fake"])
+    parser.add_argument("--engine-process", choices=["shared", "own", "both"], default="both")
+    parser.add_argument("--step-ms", type=float, default=5.0, help="fake: a step on the device")
+    parser.add_argument("--host-ms", type=float, default=2.0, help="fake: of the host, for a step")
     parser.add_argument("--seconds", type=float, default=12.0)
     parser.add_argument("--json", type=Path, default=RESULTS)
     options = parser.parse_args()
-    rows = [measure(shape, options.seconds) for shape in options.shape or ["0.6b", "8b"]]
+    rows = [measure(setup) for setup in setups(options)]
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps({"date": time.strftime("%Y-%m-%d"), "rows": rows}, indent=2))
 

@@ -5,13 +5,10 @@ What happens where, for one call:
     event loop     check ─▶ (thread: render, tokenise) ─▶ submit ─▶ await mailbox ─▶ Start, events
     engine thread                                          queue ─▶ prefill ─▶ decode ─▶ mailbox
 
-Start is sent with the first event of the answer, so that whatever fails in queue or prefill can
-still become an HTTP status. Closing the generator at any point cancels the request, and waits for
-the step that is under way: what was computed by then is known to the engine thread alone, and who
-hangs up owes it (`Trail.cut`).
-
 Tokenising leaves the event loop: 100 KB of prompt take tens of milliseconds, and the tokenizer
 works without Python's lock. The hop costs 50 to 100 µs.
+
+Who has threads and no event loop (gateway/engine_process/child.py) prepares and submits calls.
 """
 
 from __future__ import annotations
@@ -21,19 +18,20 @@ import itertools
 import random
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 
-from engine.contract import Answerer, Call, End, Event, Overloaded, Start, Trail
+from engine.answering import answerer_over
+from engine.contract import Answerer, Call, Overloaded, Trail
 from engine.lane import Lane, LaneStats
 from engine.loop import Loop, Report, log_error
-from engine.mailbox import Mailbox
+from engine.mailbox import Addressee, Mailbox
 from engine.request import Request, check, make_request
+from engine.sequence import Tokens
 
 TOKENISING_THREADS = 2
 LAST_STEP_S = 30.0
-"""How long a step that has begun is waited for."""
+"""How long `stop` waits for a step that has begun."""
 
 
 class Engine:
@@ -105,70 +103,65 @@ class Engine:
         """The answerer of one model; `name` is also the origin and the model that it reports."""
         lane = self._lanes[name]
 
-        async def answer(call: Call, trail: Trail) -> AsyncGenerator[Event, None]:
-            request = await self._submit(lane, call, trail)
-            event: Event | None = None
-            try:
-                event = await request.mailbox.take()
-                self._book_waiting(trail, request)
-                yield Start(trail.id, int(self._wall()), name, name)
-                while not isinstance(event, End):
-                    yield event
-                    event = await request.mailbox.take()
-                self._book_decode(trail, request)
-                yield event
-            finally:
-                if not isinstance(event, End):
-                    await self._give_up(request, name, trail)
+        async def file(call: Call, trail: Trail, mailbox: Mailbox) -> Request:
+            self._refuse_late()
+            arrival = self._clock()
+            check(call, lane)
+            running = asyncio.get_running_loop()
+            tokens = await running.run_in_executor(self._tokenising, lane.text.encode, call)
+            request = self._request(lane, call, trail, tokens, mailbox=mailbox, arrival=arrival)
+            self.submit(request)
+            return request
 
-        return answer
+        return answerer_over(
+            name,
+            file,
+            self.cancel,
+            alive=lambda: self.alive,
+            clock=self._clock,
+            wall=self._wall,
+        )
 
-    async def _give_up(self, request: Request, name: str, trail: Trail) -> None:
-        """Let an answer go that will not be heard to its end, and say what it took."""
+    def prepare(
+        self, name: str, call: Call, trail: Trail, mailbox: Addressee, arrival: float
+    ) -> Request:
+        """Check and tokenise a call in the calling thread. What comes of it once it is submitted
+        goes to `mailbox`, from the engine thread. Raises AnswerError."""
+        lane = self._lanes[name]
+        self._refuse_late()
+        check(call, lane)
+        tokens = lane.text.encode(call)
+        return self._request(lane, call, trail, tokens, mailbox=mailbox, arrival=arrival)
+
+    def submit(self, request: Request) -> None:
+        """Queue what was prepared, from any thread. Raises Failed where the engine has ended."""
+        self._loop.submit(request)
+
+    def cancel(self, request: Request) -> None:
+        """Give up a request, from any thread. Harmless when it is done."""
         self._loop.cancel(request)
-        try:
-            if self.alive and _is_here(request.mailbox.loop):
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(LAST_STEP_S):
-                        await request.mailbox.empty()
-        finally:
-            trail.cut(name, request.computed())
 
-    async def _submit(self, lane: Lane, call: Call, trail: Trail) -> Request:
+    def _refuse_late(self) -> None:
         if self._draining:
             raise Overloaded("The engine is shutting down; try again soon.", retry_after_s=5.0)
-        arrival = self._clock()
-        check(call, lane)
-        running = asyncio.get_running_loop()
-        tokens = await running.run_in_executor(self._tokenising, lane.text.encode, call)
-        request = make_request(
+
+    def _request(
+        self,
+        lane: Lane,
+        call: Call,
+        trail: Trail,
+        tokens: Tokens,
+        *,
+        mailbox: Addressee,
+        arrival: float,
+    ) -> Request:
+        return make_request(
             call,
             trail,
             lane,
             tokens,
-            mailbox=Mailbox(),
+            mailbox=mailbox,
             arrival=arrival,
             first_id=next(self._ids) << 8,  # room for MAX_CHOICES
             seed=self._rng.getrandbits(63),
         )
-        self._loop.submit(request)
-        return request
-
-    def _book_waiting(self, trail: Trail, request: Request) -> None:
-        admitted, first = request.admitted, request.first_token
-        if admitted is not None and first is not None:
-            trail.stage("queue", request.arrival, admitted)
-            trail.stage("prefill", admitted, first)
-
-    def _book_decode(self, trail: Trail, request: Request) -> None:
-        if request.first_token is not None:
-            trail.stage("decode", request.first_token, self._clock())
-
-
-def _is_here(loop: asyncio.AbstractEventLoop) -> bool:
-    """Whether it is `loop` that runs this. Not so for an answer that nobody closed and whose loop
-    is gone: nothing can be waited for there."""
-    try:
-        return asyncio.get_running_loop() is loop
-    except RuntimeError:
-        return False

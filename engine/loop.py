@@ -360,7 +360,7 @@ class Loop:
     def _flush(self) -> None:
         closed = self._outbox.flush()
         if closed:
-            for request in [r for r in self._live if r.mailbox.loop in closed]:
+            for request in [r for r in self._live if r.mailbox.office in closed]:
                 self._drop(request)
 
     def _has_work(self) -> bool:

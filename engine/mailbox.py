@@ -1,7 +1,10 @@
-"""The hand-over from the engine thread to event loops: one wake-up a step, for all requests.
+"""The hand-over from the engine thread to its readers: one wake-up a step, for all requests.
+
+    engine thread     Outbox ──▶ Office ──▶ Mailbox       an event loop of this process
+                                       └──▶ a line        another process (gateway/engine_process/)
 
 Waking an event loop from another thread costs a lock and a write to a pipe, about 15 µs. So the
-engine thread collects a step's events in an `Outbox` and hands each loop its batch with one call.
+engine thread collects a step's events in an `Outbox` and hands each office its mail with one call.
 
 Each event costs the event loop some 25 µs on its way to the socket, under the interpreter lock that
 the engine thread needs for its next step: 128 streams of a small model at 200 tokens a second were
@@ -14,10 +17,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import dataclass
 from itertools import groupby
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from engine.contract import AnswerError, Delta, End, Event
 
@@ -29,21 +33,55 @@ FEW = 8
 """Streams that are not held back."""
 
 
+class Addressee(Protocol):
+    """One request's reader, as the engine thread knows it."""
+
+    due: float
+    """When the next text may leave, on the engine's clock. The outbox's."""
+
+    @property
+    def office(self) -> Office: ...
+
+
+class Office(Protocol):
+    """Where the mail of several addressees is handed over at once. Hashable."""
+
+    def deliver(self, mail: Mail) -> bool:
+        """On the engine thread. False: its readers are gone."""
+        ...
+
+
+Mail: TypeAlias = list[tuple[Addressee, list[Item]]]
+
+
+@dataclass(frozen=True, slots=True)
+class LoopOffice:
+    """The mailboxes of one event loop."""
+
+    loop: asyncio.AbstractEventLoop
+
+    def deliver(self, mail: Mail) -> bool:
+        try:
+            self.loop.call_soon_threadsafe(_hand_out, mail)
+        except RuntimeError:  # it is closed
+            return False
+        return True
+
+
 class Mailbox:
     """One request's events, on their way to its only reader. Made on the reader's event loop."""
 
     def __init__(self) -> None:
-        self.loop = asyncio.get_running_loop()
+        self.office = LoopOffice(asyncio.get_running_loop())
         self.over = False
         """Whether the last has been taken."""
         self.due = 0.0
-        """When the next text may leave, on the engine's clock. The outbox's."""
         self._items: deque[Item] = deque()
         self._filled = asyncio.Event()
 
-    def put(self, item: Item) -> None:
+    def put(self, items: Iterable[Item]) -> None:
         """On the event loop only."""
-        self._items.append(item)
+        self._items.extend(items)
         self._filled.set()
 
     async def take(self) -> Event:
@@ -57,6 +95,15 @@ class Mailbox:
             raise item
         return item
 
+    @property
+    def is_here(self) -> bool:
+        """Whether its event loop runs this. Not so for an answer that nobody closed and whose loop
+        is gone: nothing can be waited for there."""
+        try:
+            return asyncio.get_running_loop() is self.office.loop
+        except RuntimeError:
+            return False
+
     async def empty(self) -> None:
         """Take and forget all there is, until the last."""
         with suppress(AnswerError):
@@ -69,36 +116,31 @@ class Outbox:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._held: dict[Mailbox, list[Item]] = {}
+        self._held: dict[Addressee, list[Item]] = {}
 
-    def add(self, mailbox: Mailbox, item: Item) -> None:
+    def add(self, mailbox: Addressee, item: Item) -> None:
         """Send with the next flush, or a text with a later one."""
         self._held.setdefault(mailbox, []).append(item)
         if not isinstance(item, Delta):
             mailbox.due = 0.0
 
-    def flush(self) -> list[asyncio.AbstractEventLoop]:
-        """Hand over what is due; returns the loops that are closed, whose readers are gone."""
+    def flush(self) -> list[Office]:
+        """Hand over what is due; returns the offices whose readers are gone."""
         if not self._held:
             return []
-        closed = []
-        for loop, batch in self._due().items():
-            try:
-                loop.call_soon_threadsafe(_deliver, batch)
-            except RuntimeError:
-                closed.append(loop)
-        return closed
+        return [office for office, mail in self._due().items() if not office.deliver(mail)]
 
-    def _due(self) -> dict[asyncio.AbstractEventLoop, list[tuple[Mailbox, Item]]]:
+    def _due(self) -> dict[Office, Mail]:
         now = self._clock()
         later = now + GAP_S * max(0, len(self._held) - FEW)
-        batches: dict[asyncio.AbstractEventLoop, list[tuple[Mailbox, Item]]] = {}
+        mail: dict[Office, Mail] = {}
         for mailbox in [mailbox for mailbox in self._held if mailbox.due <= now]:
             items = self._held.pop(mailbox)
-            batch = batches.setdefault(mailbox.loop, [])
-            batch += [(mailbox, item) for item in (items if len(items) == 1 else _joined(items))]
+            if len(items) > 1:
+                items = _joined(items)
+            mail.setdefault(mailbox.office, []).append((mailbox, items))
             mailbox.due = later
-        return batches
+        return mail
 
 
 def _joined(items: list[Item]) -> list[Item]:
@@ -126,6 +168,7 @@ def _choice_of(item: Item) -> int | None:
     return item.index if isinstance(item, Delta) and item.kind == "text" else None
 
 
-def _deliver(batch: list[tuple[Mailbox, Item]]) -> None:
-    for mailbox, item in batch:
-        mailbox.put(item)
+def _hand_out(mail: Mail) -> None:
+    for mailbox, items in mail:
+        assert isinstance(mailbox, Mailbox)
+        mailbox.put(items)

@@ -15,7 +15,7 @@ import numpy as np
 
 from engine.contract import BadCall, Call, Sampling, Trail, Usage
 from engine.lane import Lane
-from engine.mailbox import Mailbox
+from engine.mailbox import Addressee
 from engine.sequence import LogitBias, SamplingParams, Sequence, Tokens
 from engine.stream import ChoiceStream
 
@@ -41,7 +41,7 @@ class Request:
 
     id: str
     lane: Lane
-    mailbox: Mailbox
+    mailbox: Addressee
     arrival: float
     deadline: float | None
     choices: list[Choice] = field(default_factory=list)
@@ -162,7 +162,7 @@ def make_request(
     lane: Lane,
     tokens: Tokens,
     *,
-    mailbox: Mailbox,
+    mailbox: Addressee,
     arrival: float,
     first_id: int,
     seed: int,

@@ -49,28 +49,28 @@ class EngineBackend:
     """One engine thread and the models it holds. Started and stopped once."""
 
     def __init__(self, engine: Engine, cards: Mapping[str, ModelCard]) -> None:
-        self._engine = engine
+        self.engine = engine
         self.cards: Mapping[str, ModelCard] = dict(cards)
         self.answerers: Mapping[str, Answerer] = {name: engine.answerer(name) for name in cards}
 
     async def start(self) -> None:
         sys.setswitchinterval(TURN_S)
-        self._engine.start()
+        self.engine.start()
 
     async def stop(self) -> None:
-        await self._engine.stop(STOP_GRACE_S)
+        await self.engine.stop(STOP_GRACE_S)
 
     def states(self) -> Mapping[str, EngineState]:
-        return {name: _state(stats) for name, stats in self._engine.stats().items()}
+        return {name: _state(stats) for name, stats in self.engine.stats().items()}
 
     def upstream_errors(self) -> Mapping[tuple[str, str], int]:
         return {}
 
     def problem(self) -> str | None:
-        return self._engine.problem
+        return self.engine.problem
 
     def lost(self) -> str | None:
-        return self._engine.lost
+        return self.engine.lost
 
 
 def load_backend(settings: Settings, log: Log, progress: Progress) -> EngineBackend:

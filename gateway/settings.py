@@ -57,7 +57,7 @@ class Model:
     """[models.NAME]: one model that can be asked by NAME."""
 
     kind: Literal["engine", "openai"] = _set(
-        "engine", "who runs it: the engine in this process, or a server that speaks OpenAI's API"
+        "engine", "who runs it: the engine, or a server that speaks OpenAI's API"
     )
     path: Path | None = _set(  # noqa: RUF009
         None, "engine: Hugging Face directory: config.json, *.safetensors, tokenizer.json"
@@ -106,6 +106,11 @@ class Engine:
 
     device: str = _set(
         "auto", "auto (the GPU where one can be used, else the CPU), cpu, cuda, or cuda:N"
+    )
+    process: Literal["shared", "own"] = _set(
+        "shared",
+        "where it computes; shared: in the gateway's process; own: in a process of its own, which "
+        "is started again when it ends",
     )
     threads: int | None = _set(None, "CPU threads of the engine; unset: the machine's cores")
     kv_memory_mib: int | None = _set(

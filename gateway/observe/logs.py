@@ -19,7 +19,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable
-from typing import BinaryIO, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 import orjson
 import structlog
@@ -86,7 +86,7 @@ class LineWriter:
 class _Sink:
     """The innermost logger of structlog's chain: every level ends in `LineWriter.line`."""
 
-    def __init__(self, write: Callable[[bytes], None]) -> None:
+    def __init__(self, write: Callable[..., None]) -> None:
         self.debug = self.info = self.warning = self.error = self.critical = write
         self.msg = self.log = self.exception = write
 
@@ -97,6 +97,22 @@ def build_log(writer: LineWriter, level: str, as_json: bool) -> Log:
     logger = structlog.wrap_logger(
         _Sink(writer.line),
         processors=lines,
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        context_class=dict,
+    )
+    bound: Log = logger.bind()
+    return bound
+
+
+def build_relay(tell: Callable[[str, EventDict], None], level: str) -> Log:
+    """A logger whose lines go on to another process's log, with their level and without time."""
+
+    def relayed(_: WrappedLogger, name: str, event: EventDict) -> tuple[tuple[str, EventDict], Any]:
+        return (name, event), {}
+
+    logger = structlog.wrap_logger(
+        _Sink(tell),
+        processors=[_with_trace, relayed],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         context_class=dict,
     )

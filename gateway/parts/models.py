@@ -87,13 +87,21 @@ def load_models(
         answerers |= elsewhere.answerers
         cards |= elsewhere.cards
     if "engine" in kinds:
-        from gateway.engine_backend import load_backend  # noqa: PLC0415
-
-        own = load_backend(settings, log, progress)
+        own = _engine(settings, log, progress)
         answerers |= own.answerers
         cards |= own.cards
     named = {name: answerers[name] for name in settings.models}
     return Models(own, elsewhere, with_fallbacks(settings, named, cards), _told(settings, cards))
+
+
+def _engine(settings: Settings, log: Log, progress: Progress) -> Backend:
+    if settings.engine.process == "own":
+        from gateway.engine_process.backend import OwnProcess  # noqa: PLC0415
+
+        return OwnProcess(settings, log, progress)
+    from gateway.engine_backend import load_backend  # noqa: PLC0415
+
+    return load_backend(settings, log, progress)
 
 
 def abilities_of(card: ModelCard) -> Abilities:

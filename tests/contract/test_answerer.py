@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from io import BytesIO
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
 from engine.contract import Answerer, UpstreamFailed
 from engine.engine import Engine
 from engine.lane import Lane
 from engine.sequence import Chunk
+from gateway.engine_process.backend import OwnProcess
+from gateway.observe.logs import LineWriter, build_log
+from gateway.settings import Settings
 from tests.support.answerer_contract import AnswererContract, always
 from tests.support.checkpoints import make_checkpoint
 from tests.support.engines import KvRunner, fake_lane, real_lane
 from tests.support.fake import FakeModel
+from tests.support.own_process import FAKES
 
 
 @contextlib.asynccontextmanager
@@ -50,6 +57,29 @@ class TestEngineOverAModel(AnswererContract):
 
     def broken(self) -> contextlib.AbstractAsyncContextManager[Answerer]:
         return running(real_lane(self.directory, num_pages=2))
+
+
+@pytest_asyncio.fixture(scope="class", loop_scope="class")
+async def own_process() -> AsyncIterator[OwnProcess]:
+    """One for the whole suite, on one event loop: it takes seconds to start."""
+    log = build_log(LineWriter(BytesIO()), "error", as_json=True)
+    process = await asyncio.to_thread(OwnProcess, Settings(), log, lambda _: None, builder=FAKES)
+    await process.start()
+    yield process
+    await process.stop()
+
+
+@pytest.mark.asyncio(loop_scope="class")
+class TestEngineInAProcessOfItsOwn(AnswererContract):
+    @pytest.fixture(autouse=True)
+    def _process(self, own_process: OwnProcess) -> None:
+        self.process = own_process
+
+    def answering(self) -> contextlib.AbstractAsyncContextManager[Answerer]:
+        return always(self.process.answerers["small"])
+
+    def broken(self) -> contextlib.AbstractAsyncContextManager[Answerer]:
+        return always(self.process.answerers["broken"])
 
 
 class TestFake(AnswererContract):

@@ -211,8 +211,13 @@ async def test_a_step_wakes_the_event_loop_once_for_all_requests(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     wakes: list[int] = []
-    deliver = mailbox._deliver
-    monkeypatch.setattr(mailbox, "_deliver", lambda b: (wakes.append(len(b)), deliver(b)))
+    hand_out = mailbox._hand_out
+
+    def counted(mail: mailbox.Mail) -> None:
+        wakes.append(sum(len(items) for _, items in mail))
+        hand_out(mail)
+
+    monkeypatch.setattr(mailbox, "_hand_out", counted)
     gate = Gate()
     lane = fake_lane(num_pages=256, runner=KvRunner(256, 4, gate))
     async with serving(lane) as engine:

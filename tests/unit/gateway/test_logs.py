@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.observe.logs import Bridge, LineWriter, Log, build_log
+from gateway.observe.logs import Bridge, LineWriter, Log, build_log, build_relay
 from gateway.parts.exact import build_cache
 from gateway.settings import ExactCache
 
@@ -120,3 +120,14 @@ async def test_a_cache_file_that_was_moved_aside_is_told(tmp_path: Path) -> None
     await store.close()
     writer.close()
     assert b"was moved to" in stream.getvalue()
+
+
+def test_a_relayed_line_arrives_with_its_level_and_without_what_a_trace_quotes() -> None:
+    told: list[tuple[str, dict[str, object]]] = []
+    relay = build_relay(lambda level, event: told.append((level, dict(event))), "info")
+    relay.debug("too low")
+    relay.error("engine", what="a step", exc_info=RuntimeError("about 'a secret'"))
+    ((level, event),) = told
+    assert (level, event["event"], event["what"]) == ("error", "engine", "a step")
+    assert "RuntimeError" in str(event["exception"])
+    assert "secret" not in str(event["exception"])
