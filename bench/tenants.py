@@ -1,6 +1,6 @@
 """What many tenants cost, and what one costs another.
 
-    python -m bench.tenants                    # both parts, about three minutes
+    python -m bench.tenants                    # both parts, about seven minutes
     python -m bench.tenants --requests 2000 --only overhead
     python -m bench.tenants --only noise --seconds 20
 
@@ -241,7 +241,8 @@ def main() -> int:
     parser.add_argument("--keys", type=int, default=100)
     parser.add_argument("--requests", type=int, default=20_000)
     parser.add_argument("--store", default="", help="[limits] store; default: a SQLite file")
-    parser.add_argument("--seconds", type=float, default=40.0, help="of each phase of noise")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of each phase of noise")
+    parser.add_argument("--rounds", type=int, default=6, help="in which the phases take turns")
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     cells: list[Cell] = []
@@ -251,7 +252,7 @@ def main() -> int:
         if asked.only != "noise":
             cells = asyncio.run(overhead(folder, asked))
         if asked.only != "overhead":
-            noises = measure_noise(folder, asked.seconds)
+            noises = measure_noise(folder, asked.seconds, asked.rounds)
     show(cells, noises)
     if asked.json:
         told = {"overhead": [asdict(one) for one in cells], "noise": [asdict(n) for n in noises]}

@@ -12,7 +12,8 @@ tree are not charged: they cost next to nothing, and a tenant who reuses prompts
     service of A ─ service of B  ≤  2 · max(input weight · longest prompt,
                                             output weight · tokens in flight)
 
-for two tenants that both wait all the time (tested).
+for two tenants that both wait all the time (tested). lent.py lets one that has little running be
+ahead by a step's tokens, which adds as many to the right side.
 
 Rejected. Requests per minute: says nothing about work, and idles the machine. Deficit round robin:
 needs to know an answer's length in advance.

@@ -32,6 +32,8 @@ class LaneStats:
     prefilled_total: int = 0
     cached_total: int = 0
     preemptions_total: int = 0
+    displaced_total: int = 0
+    """Set back for the part of another tenant; preemptions are for want of pages."""
     evicted_pages_total: int = 0
 
 
@@ -104,5 +106,6 @@ class Tally:
             prefilled_total=self._prefilled,
             cached_total=self._cached,
             preemptions_total=scheduler.num_preemptions,
+            displaced_total=scheduler.num_displaced,
             evicted_pages_total=pages.evicted,
         )

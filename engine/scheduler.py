@@ -10,40 +10,41 @@ Choice. One token budget a step, dealt in three passes:
     3. waiting sequences are admitted into the rest of the budget    (the tenant served least first)
 
 *Admission* takes the pages for all that a sequence has, at once, or does not happen: admitting by
-chunk lets prompts starve each other half-way. It also leaves headroom for those that run. Inside a
-tenant the longest cached prefix among the first few goes first, while the tree still holds it, but
-nobody is overtaken more than `max_overtakes` times. A sequence that would compute again what a
-running prompt is computing right now waits for it (a twin: the siblings of n > 1, a burst with one
-system prompt) and then finds it in the tree.
+chunk lets prompts starve each other half-way. It also leaves headroom for those that run. Who of a
+tenant's is next: waiting.py.
 
 *Preemption* when a decode finds no page: of the tenant furthest over its share, the youngest gives
 its pages up. The full ones go into the tree, so coming back is mostly a hit. It waits at the head
 of its queue, and comes back only when it can also grow by half, else two long answers would throw
 each other out for every page.
 
-*Refusal* at submission: what can never fit, and whatever comes when the queue is full; a tenant may
-always queue its part of it, so that a flood fills its own part only.
+*Among several tenants* what one has beyond its part is lent to it: slots and pages are taken back
+for a tenant that has less, and who crowds the batch lets others' first tokens go before (lent.py).
+
+*Refusal* at submission: what can never fit, and whatever comes when the queue is full.
 
 Rejected. Prefill first (mini-sglang: decodes stall behind prompts). Reserving max_tokens (most
 answers end early; the pool stands empty). Skipping a head that does not fit (big prompts starve).
 
 Price. A head that does not fit blocks the queue until pages are freed.
-Source: vLLM V1's unified budget; Sarathi-Serve's chunks; SGLang's longest-prefix-first; fair.py.
+Source: vLLM V1's unified budget; Sarathi-Serve's chunks; fair.py, lent.py, waiting.py.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import islice
 
 from engine.contract import BadCall, Overloaded
 from engine.fair import Fair
+from engine.lent import Lent
+from engine.parts import Parts
 from engine.rate import Rate
 from engine.sequence import Chunk, Sequence, State
 from engine.space import Space
+from engine.step import Step
 from engine.twins import Twins
+from engine.waiting import Waiting
 from radix import RadixTree
 
 
@@ -81,7 +82,14 @@ class Scheduler:
         self._limits = limits
         self._clock = clock
         self._fair = fair or Fair()
-        self._queues: dict[str, deque[Sequence]] = {}
+        self._parts = Parts(limits.max_running)
+        self._lent = Lent(limits.max_batched_tokens, self._fair, self._parts)
+        self._waiting = Waiting(
+            self._space,
+            most=limits.max_waiting,
+            window=limits.window,
+            max_overtakes=limits.max_overtakes,
+        )
         self._running: list[Sequence] = []
         self._blocked = False  # the next in line does not fit, and nothing was freed since
         # How fast requests finish is measured in time with work: idle time says nothing about it.
@@ -89,6 +97,9 @@ class Scheduler:
         self._seen = clock()
         self._finished = Rate(lambda: self._busy_s)
         self.num_preemptions = 0
+        """Sequences set back because pages ran out."""
+        self.num_displaced = 0
+        """Sequences set back because what they held was another tenant's part."""
 
     # -- from outside ------------------------------------------------------------------------
 
@@ -100,8 +111,8 @@ class Scheduler:
     @property
     def waiting(self) -> list[Sequence]:
         """A copy, the least served tenant's first."""
-        tenants = sorted(self._queues, key=self._fair.level)
-        return [sequence for tenant in tenants for sequence in self._queues[tenant]]
+        tenants = sorted(self._waiting.tenants, key=self._fair.level)
+        return [sequence for tenant in tenants for sequence in self._waiting.of(tenant)]
 
     @property
     def num_running(self) -> int:
@@ -109,11 +120,11 @@ class Scheduler:
 
     @property
     def num_waiting(self) -> int:
-        return sum(map(len, self._queues.values()))
+        return len(self._waiting)
 
     @property
     def has_work(self) -> bool:
-        return bool(self._running or self._queues)
+        return bool(self._running or self._waiting)
 
     @property
     def max_tokens(self) -> int:
@@ -136,7 +147,8 @@ class Scheduler:
         if not self.has_work:
             self._seen = self._clock()
         self._fair.begin(first.tenant, first.share)
-        self._queues.setdefault(first.tenant, deque()).extend(siblings)
+        self._parts.come(first.tenant, first.share, len(siblings), self._clock())
+        self._waiting.add(siblings, first.tenant)
         self._blocked = False
 
     def finish(self, sequence: Sequence) -> None:
@@ -151,15 +163,16 @@ class Scheduler:
     def plan(self) -> list[Chunk]:
         """The next step. Its chunks hold at most max_batched_tokens tokens together."""
         self._pass_time()
-        preemptions = self.num_preemptions
-        self._grow()
+        self._parts.look(self._seen)
+        preempted = self._grow()
         chunks = [Chunk(s, 1) for s in self._running if s.to_compute == 1]
         budget = self._limits.max_batched_tokens - len(chunks)
+        step = Step(chunks, budget, self._lent.prompt_tokens)
         if len(chunks) < len(self._running):
-            budget = self._prefill(chunks, budget)
-        if self._queues and preemptions == self.num_preemptions:
-            self._admit_into(chunks, budget)
-        return chunks
+            self._prefill(step)
+        if self._waiting and not preempted:
+            self._admit_into(step)
+        return self._lent.without_the_crowd(step)
 
     def advance(self, chunks: list[Chunk]) -> None:
         """The step has been launched; call it before appending what was sampled.
@@ -190,94 +203,111 @@ class Scheduler:
 
     # -- running sequences -------------------------------------------------------------------
 
-    def _grow(self) -> None:
-        """Get a page for each running sequence whose next token has none; preempt if need be."""
+    def _grow(self) -> bool:
+        """Get a page for each running sequence whose next token has none. True: pages ran out, and
+        somebody was preempted."""
         size = self._space.page_size
         short = [s for s in self._running if s.computed + s.to_compute > len(s.pages) * size]
         if not short or self._space.grow(short):
-            return
+            return False
+        before = self.num_preemptions
         for sequence in short:
             while sequence.state is State.RUNNING and not self._space.grow([sequence]):
-                self._preempt(self._victim())
+                victim = self._lent.youngest(self._running)
+                assert victim is not None, "whoever lacks a page runs"
+                self._set_back(victim)
+                self.num_preemptions += 1
+        return self.num_preemptions > before
 
-    def _victim(self) -> Sequence:
-        """Of the tenant furthest over its share, the youngest."""
-        level = self._fair.level
-        return max(self._running, key=lambda s: (level(s.tenant), s.arrival, s.id))
-
-    def _preempt(self, sequence: Sequence) -> None:
-        self._running.remove(sequence)
+    def _set_back(self, sequence: Sequence) -> None:
+        """From the batch to the head of its queue; what it has computed stays in the tree."""
+        self._stop_running(sequence)
         self._space.publish(sequence)
         self._space.release(sequence)
         self._blocked = False
         sequence.state = State.WAITING
         sequence.preempted = True
         self._fair.begin(sequence.tenant, sequence.share)
-        self._queues.setdefault(sequence.tenant, deque()).appendleft(sequence)
-        self.num_preemptions += 1
+        self._waiting.put_back(sequence)
 
-    def _prefill(self, chunks: list[Chunk], budget: int) -> int:
+    def _stop_running(self, sequence: Sequence) -> None:
+        self._running.remove(sequence)
+        self._parts.end(sequence.tenant)
+
+    def _prefill(self, step: Step) -> None:
         for sequence in self._running:
-            if budget == 0:
+            if step.budget == 0:
                 break
             if sequence.to_compute > 1:
-                length = min(sequence.to_compute, budget)
-                chunks.append(Chunk(sequence, length))
-                budget -= length
-        return budget
+                step.deal(sequence, crowds=self._parts.crowds(sequence.tenant))
 
     # -- waiting sequences -------------------------------------------------------------------
 
-    def _admit_into(self, chunks: list[Chunk], budget: int) -> None:
-        if self._blocked:
+    def _admit_into(self, step: Step) -> None:
+        if self._blocked or (self._is_full and not self._parts.divided):
             return
         twins = Twins(self._space, [s for s in self._running if s.to_compute > 1])
-        while budget > 0 and len(self._running) < self._limits.max_running:
-            sequence = self._next(twins)
-            if sequence is None:
-                return
-            if not self._space.take(sequence, headroom=self._headroom(sequence)):
-                self._blocked = True
-                return
+        while step.budget > 0:
+            sequence = self._next(twins, step)
+            if sequence is None or not self._find_room(sequence, step):
+                break
+            level = self._fair.level(sequence.tenant)
             self._enter(sequence)
             twins.add(sequence)
-            length = min(sequence.to_compute, budget)
-            chunks.append(Chunk(sequence, length))
-            budget -= length
+            step.fresh.add(sequence)
+            draws = step.deal(sequence, crowds=self._parts.crowds(sequence.tenant))
+            if draws and sequence.known == sequence.num_prompt:
+                step.firsts.setdefault(sequence.tenant, level)
+        if step.gone:
+            step.chunks = [c for c in step.chunks if c.sequence not in step.gone]
 
-    def _next(self, twins: Twins) -> Sequence | None:
-        """The next in line: the least served tenant's longest cached prefix, within bounds."""
-        for tenant in sorted(self._queues, key=self._fair.level):
-            window = islice(self._queues[tenant], self._limits.window)
-            ready = [s for s in window if not s.ahead and not self._has_twin(s, twins)]
-            if not ready:
+    @property
+    def _is_full(self) -> bool:
+        return len(self._running) >= self._limits.max_running
+
+    def _next(self, twins: Twins, step: Step) -> Sequence | None:
+        """The next in line: of the tenant whose turn it is among those that may come in."""
+        for tenant in sorted(self._waiting.tenants, key=self._lent.turn):
+            if self._is_full and self._lent.slot(tenant, self._running, step.fresh) is None:
                 continue
-            if ready[0].preempted or ready[0].overtaken >= self._limits.max_overtakes:
-                return ready[0]
-            return ready[0] if len(ready) == 1 else max(ready, key=self._space.held)
+            if step.lent == 0 and self._parts.crowds(tenant, 1):
+                continue
+            sequence = self._waiting.next_of(tenant, twins)
+            if sequence is not None and sequence not in step.gone:
+                return sequence
         return None
 
-    def _has_twin(self, sequence: Sequence, twins: Twins) -> bool:
-        """Whether a running prompt will compute at least half of what this one would compute."""
-        common = twins.common(sequence)
-        if not common:
-            return False
-        held = self._space.held(sequence)
-        return 2 * (common - held) >= sequence.known - held
+    def _find_room(self, sequence: Sequence, step: Step) -> bool:
+        """A slot, and pages: free ones, or lent ones that are taken back."""
+        need, whole = self._space.pages_for(sequence.known), self._space.capacity
+        while not self._space.take(sequence, headroom=self._headroom(sequence)):
+            debtor = self._lent.pages(sequence.tenant, need, whole, self._running, step.fresh)
+            if debtor is None:
+                self._blocked = True
+                return False
+            self._displace(debtor, step)
+        if self._is_full:
+            debtor = self._lent.slot(sequence.tenant, self._running, step.fresh)
+            assert debtor is not None, "or it would not be next"
+            self._displace(debtor, step)
+        return True
+
+    def _displace(self, debtor: Sequence, step: Step) -> None:
+        self._set_back(debtor)
+        step.gone.add(debtor)
+        self.num_displaced += 1
 
     def _enter(self, sequence: Sequence) -> None:
         if sequence.admitted is None:  # what a preemption costs is not the tenant's to pay
             sequence.admitted = self._clock()
             sequence.cached = sequence.computed
             self._fair.charge_input(sequence.tenant, sequence.known - sequence.computed)
-        for earlier in self._queues[sequence.tenant]:
-            if earlier is sequence:
-                break
-            earlier.overtaken += 1
+        self._waiting.overtake(sequence)
         self._leave_queue(sequence)
         sequence.state = State.RUNNING
         sequence.preempted = False
         self._running.append(sequence)
+        self._parts.begin(sequence.tenant)
 
     def _headroom(self, sequence: Sequence) -> int:
         """Pages that must stay available beside what is admitted, so that decodes can go on."""
@@ -290,11 +320,9 @@ class Scheduler:
         return for_others + self._space.pages_for(min(left, 64 + sequence.known // 2))
 
     def _refuse_if_full(self, tenant: str, count: int) -> None:
-        waiting = self.num_waiting
-        own = len(self._queues.get(tenant, ())) + count
-        part = self._limits.max_waiting // len({*self._queues, tenant})
-        if waiting + count <= self._limits.max_waiting or own <= part:
+        if self._waiting.has_room(tenant, count):
             return
+        waiting = self.num_waiting
         raise Overloaded(
             f"{waiting} requests are waiting for this model, its limit is "
             f"{self._limits.max_waiting}; try again later.",
@@ -305,16 +333,15 @@ class Scheduler:
         if sequence.state is State.WAITING:
             self._leave_queue(sequence)
         elif sequence.state is State.RUNNING:
-            self._running.remove(sequence)
+            self._stop_running(sequence)
             if publish:
                 self._space.publish(sequence)
             self._space.release(sequence)
+        if sequence.state is not State.FINISHED:
+            self._parts.go(sequence.tenant, self._seen)
         sequence.state = State.FINISHED
         self._blocked = False
 
     def _leave_queue(self, sequence: Sequence) -> None:
-        queue = self._queues[sequence.tenant]
-        queue.remove(sequence)
-        if not queue:
-            del self._queues[sequence.tenant]
+        if self._waiting.remove(sequence):
             self._fair.end(sequence.tenant)

@@ -183,6 +183,7 @@ def _state(stats: LaneStats) -> EngineState:
         running=stats.running,
         waiting=stats.waiting,
         preemptions=stats.preemptions_total,
+        displaced=stats.displaced_total,
         pages=pages,
         batch_sequences=stats.batch_sequences,
         batch_tokens=stats.batch_tokens,

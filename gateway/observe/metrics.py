@@ -32,6 +32,7 @@ class EngineState:
     batch_sequences: int = 0
     batch_tokens: int = 0
     tokens_per_s: float = 0.0
+    displaced: int = 0
     computed: Mapping[str, int] = field(default_factory=dict)
     """Tokens since the start: prompt tokens (computed), completion tokens (drawn), and reused ones
     (prompt tokens that the prefix tree had). Whoever they were computed for."""
@@ -126,6 +127,7 @@ class _Now(Collector):
         running = GaugeMetricFamily("sluice_running_sequences", "Decoding now", labels=["model"])
         waiting = GaugeMetricFamily("sluice_waiting_sequences", "Not yet in", labels=["model"])
         evicted = CounterMetricFamily("sluice_preemptions", "Set back", labels=["model"])
+        displaced = CounterMetricFamily("sluice_displaced", "Gave way", labels=["model"])
         work = CounterMetricFamily("sluice_engine_tokens", "Done", labels=["model", "kind"])
         for model, state in self._engine().items():
             for kind, count in state.computed.items():
@@ -133,9 +135,10 @@ class _Now(Collector):
             running.add_metric([model], state.running)
             waiting.add_metric([model], state.waiting)
             evicted.add_metric([model], state.preemptions)
+            displaced.add_metric([model], state.displaced)
             for name, count in state.pages.items():
                 pages.add_metric([model, name], count)
-        yield from (pages, running, waiting, evicted, work)
+        yield from (pages, running, waiting, evicted, displaced, work)
 
 
 class UpstreamErrors(Collector):

@@ -2,130 +2,16 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.contract import BadCall, Overloaded
-from engine.fair import Fair
-from engine.scheduler import Limits, Scheduler
-from engine.sequence import Chunk, SamplingParams, Sequence, State
+from engine.scheduler import Limits
+from engine.sequence import SamplingParams, Sequence, State
 from engine.space import Space
-from radix import PageAllocator, RadixTree, check
-from tests.support.engines import KvPending, KvRunner
-
-PAGE = 4
-
-
-class House:
-    """A scheduler with a tree and a runner that checks KV, and a clock that counts steps. `depth`
-    2: a step is launched before the one before it is read."""
-
-    def __init__(self, num_pages: int = 64, depth: int = 1, **limits: int) -> None:
-        limits = {"max_batched_tokens": 32, "max_running": 8, **limits}
-        self.limits = Limits(**limits)
-        self.now = 0.0
-        self.tree = RadixTree(PageAllocator(num_pages), PAGE)
-        self.fair = Fair()
-        self.scheduler = Scheduler(self.tree, self.limits, lambda: self.now, self.fair)
-        self.runner = KvRunner(num_pages, PAGE, depth=depth)
-        self.flying: list[KvPending] = []
-        self.ids = 0
-        self.served: dict[str, float] = {}
-        self.ends: int | None = None
-        """A token that ends an answer."""
-
-    def sequence(
-        self,
-        tokens: list[int] | int,
-        answer: int = 4,
-        tenant: str = "t",
-        share: float = 1.0,
-        namespace: str = "n",
-        params: SamplingParams | None = None,
-    ) -> Sequence:
-        self.ids += 1
-        if isinstance(tokens, int):
-            tokens = [1000 * self.ids + at for at in range(tokens)]  # shared with nobody
-        return Sequence(
-            id=self.ids,
-            namespace=namespace,
-            tenant=tenant,
-            share=share,
-            tokens=np.array(tokens, dtype=np.int32),
-            num_prompt=len(tokens),
-            max_known=len(tokens) + answer,
-            params=params or SamplingParams(),
-            arrival=self.now,
-            known=len(tokens),
-        )
-
-    def submit(self, *args: object, **kwargs: object) -> Sequence:
-        sequence = self.sequence(*args, **kwargs)  # type: ignore[arg-type]
-        self.scheduler.submit([sequence])
-        return sequence
-
-    def step(self) -> list[Chunk]:
-        """One step, with everything that must hold after each."""
-        self.now += 1.0
-        decoding = [s for s in self.scheduler.running if s.to_compute == 1]
-        waiting = self.scheduler.num_waiting
-        running, preemptions = self.scheduler.running, self.scheduler.num_preemptions
-        chunks = self.scheduler.plan()
-        assert sum(c.length for c in chunks) <= self.limits.max_batched_tokens
-        assert self.scheduler.num_running <= self.limits.max_running
-        planned = {c.sequence: c.length for c in chunks}
-        assert len(planned) == len(chunks)
-        assert all(planned.get(s) == 1 for s in decoding if s.state is State.RUNNING)
-        if preemptions < self.scheduler.num_preemptions:
-            assert set(self.scheduler.running) <= set(running), "admitted where pages ran out"
-        idle = not (waiting or decoding or self.flying)
-        assert chunks or idle or self.flying, "work waits and nothing is planned"
-        if chunks:
-            self.flying.append(self.runner.launch(chunks))
-            self.scheduler.advance(chunks)
-        if len(self.flying) == self.runner.depth or not chunks:
-            self.read()
-        self.check()
-        return chunks
-
-    def read(self) -> None:
-        """What the oldest step drew."""
-        for sampled in self.flying.pop(0).result() if self.flying else ():
-            if sampled.sequence.state is not State.FINISHED:  # else it has run a step too far
-                self._append(sampled.sequence, sampled.token)
-
-    def _append(self, sequence: Sequence, token: int) -> None:
-        sequence.append(token)
-        self.served[sequence.tenant] = self.served.get(sequence.tenant, 0.0) + 2.0
-        if sequence.known == sequence.num_prompt + 1:
-            prompt = sequence.num_prompt - sequence.cached
-            self.served[sequence.tenant] += prompt
-        if sequence.known == sequence.max_known or token == self.ends:
-            self.scheduler.finish(sequence)
-
-    def check(self) -> None:
-        check(self.tree)
-        own = 0
-        for sequence in self.scheduler.running:
-            assert sequence.lease is not None
-            leased = sequence.lease.num_tokens // PAGE
-            assert sequence.pages[:leased] == sequence.lease.pages.tolist()
-            assert len(set(sequence.pages)) == len(sequence.pages)
-            own += len(sequence.pages) - leased
-        assert own == self.tree.pages.num_running, "a page belongs to nobody"
-        assert len(self.tree.leases) == self.scheduler.num_running
-
-    def drain(self, limit: int = 2000) -> None:
-        for _ in range(limit):
-            if not (self.scheduler.has_work or self.flying):
-                break
-            self.step()
-        assert not self.scheduler.has_work, "somebody starves"
-        assert self.tree.pages.num_running == 0
-        assert not self.tree.leases
-
+from radix import check
+from tests.support.planning import PAGE, House, alone
 
 # ----------------------------------------------------------------------- budget and chunks
 
@@ -411,7 +297,7 @@ def served_while_both_wait(
     history = []
     for _ in range(steps):
         for tenant, share in shares.items():
-            while len(house.scheduler._queues.get(tenant, ())) < 4:
+            while len(house.scheduler._waiting.of(tenant)) < 4:
                 prompt, answer = sizes[tenant]
                 house.submit(prompt, answer=answer, tenant=tenant, share=share)
         house.step()
@@ -500,16 +386,6 @@ def submit_siblings(
     except (BadCall, Overloaded):
         return []
     return siblings
-
-
-def alone(sequence: Sequence) -> list[int]:
-    """The same answer from an empty house with room for all of it."""
-    house = House(num_pages=32)
-    answer = sequence.max_known - sequence.num_prompt
-    prompt = sequence.tokens[: sequence.num_prompt].tolist()
-    other = house.submit(prompt, answer)
-    house.drain()
-    return other.tokens[other.num_prompt : other.known].tolist()
 
 
 def test_a_step_launched_ahead_computes_on_what_is_not_read_yet() -> None:
