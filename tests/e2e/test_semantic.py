@@ -13,6 +13,7 @@ import httpx
 import pytest
 from threadpoolctl import threadpool_info
 
+from engine.contract import Draft
 from gateway.configure import Loaded
 from gateway.settings import SemanticCache
 from tests.support.embedders import embedding_of
@@ -83,6 +84,24 @@ WORDS = ["".join(letters) for letters in itertools.product("abcdefg", repeat=3)]
 
 def status_of(reply: httpx.Response) -> str:
     return reply.headers["cache-status"]
+
+
+@pytest.mark.parametrize("model", ["small", "auto"])
+async def test_what_was_too_unsafe_to_give_reaches_the_model_as_a_draft(model: str) -> None:
+    settings = settings_for_tests(
+        semantic=SemanticCache(enabled=True, store="memory://", policy="static", threshold=1.0),
+        tenants=TENANTS,
+    )
+    models = {name: FakeModel(name=name) for name in ("small", "large")}
+    async with serving(settings, models, embedding=embedding_of(BagEncoder())) as running:
+        await restored(running)
+        for place in ("oslo", "rome"):
+            await ask(running, f"tell me all about the old harbour of {place}", model=model)
+    [first, second] = [trail for one in models.values() for trail in one.trails][:2]
+    assert first.drafts == []
+    assert second.drafts == [
+        Draft("You said: tell me all about the old harbour of oslo ", "semantic")
+    ]
 
 
 async def test_a_stream_hits_and_is_hit() -> None:
