@@ -9,7 +9,7 @@ A file of JSON lines, one request each:
 `prompt` may stand for `messages`. A score is true, false or a number in [0, 1]; a bare score may
 stand for the object. Text and log-probabilities of the small answer are what the judge learns from;
 without them only the decision before token 1 is calibrated. Rows of one `conversation` are never
-split. Of rows about one `answer` (feedback that was given again) the last one counts. `weight` is
+split. Of rows with one `answer_id` (feedback that was given again) the last one counts. `weight` is
 the inverse of the probability that a row was drawn by (1); rows that somebody chose to tell
 (`"source": "feedback"`) teach the models and are kept out of the promise's test: nobody knows how
 probable they were.
@@ -58,7 +58,7 @@ def read_labels(lines: Iterable[str]) -> list[Labelled]:
             continue
         try:
             raw = _object(line)
-            key = f"answer {raw['answer']}" if raw.get("answer") else f"line {number}"
+            key = f"answer {raw['answer_id']}" if raw.get("answer_id") else f"line {number}"
             rows.pop(key, None)
             rows[key] = _row(raw, number)
         except ValueError as error:

@@ -325,7 +325,7 @@ def write_label(
         "weight": round(1.0 / (drawn or 1.0), 4),
     }
     if answer_id:
-        row["answer"] = answer_id
+        row["answer_id"] = answer_id
     if call.kind == "text":
         row["prompt"] = call.prompt
     else:

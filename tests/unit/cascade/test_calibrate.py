@@ -305,10 +305,15 @@ def test_a_wrong_row_is_named(line: str, said: str) -> None:
 
 
 def test_of_an_answer_that_was_graded_again_the_last_word_counts() -> None:
-    rows = [f'{{"prompt":"x","small":{n % 2},"large":1,"answer":"a"}}' for n in range(3)]
-    other = '{"prompt":"y","small":1,"large":1,"answer":"b"}'
-    read = read_labels([*rows[:2], other, rows[2], other.replace(',"answer":"b"', "")])
+    rows = [f'{{"prompt":"x","small":{n % 2},"large":1,"answer_id":"a"}}' for n in range(3)]
+    other = '{"prompt":"y","small":1,"large":1,"answer_id":"b"}'
+    read = read_labels([*rows[:2], other, rows[2], other.replace(',"answer_id":"b"', "")])
     assert [(row.call.prompt, row.small) for row in read] == [("y", 1.0), ("x", 0.0), ("y", 1.0)]
+
+
+def test_rows_that_share_their_right_answer_are_rows_of_their_own() -> None:
+    rows = [f'{{"prompt":"{n} + 1","small":1,"large":1,"answer":"12"}}' for n in range(3)]
+    assert len(read_labels(rows)) == 3
 
 
 def test_a_message_in_parts_is_read_as_its_text() -> None:
