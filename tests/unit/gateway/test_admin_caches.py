@@ -12,6 +12,7 @@ from cache.store.memory import MemoryStore
 from gateway.api import admin_caches
 from gateway.api.admin_gate import AdminGate
 from gateway.app import build_app
+from gateway.settings import Admin
 from gateway.tenants.keys import AdminKeys
 from tests.support.embedders import quiet_log
 
@@ -27,7 +28,7 @@ class DeafStore(MemoryStore):
 
 
 def client_of(store: MemoryStore) -> httpx.AsyncClient:
-    keys = AdminKeys([hashlib.sha256(KEY.encode()).hexdigest()])
+    keys = AdminKeys(Admin(keys=(hashlib.sha256(KEY.encode()).hexdigest(),)))
     routes = admin_caches.router(store, None, AdminGate(keys, "127.0.0.1", quiet_log()))
     app = build_app({}, {}, [routes], nullcontext)
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway")
