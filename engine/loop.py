@@ -35,7 +35,15 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from engine.contract import AnswerError, DeadlineExceeded, End, Failed, Finish, FinishReason
+from engine.contract import (
+    AnswerError,
+    DeadlineExceeded,
+    End,
+    Failed,
+    Finish,
+    FinishReason,
+    Overloaded,
+)
 from engine.lane import Lane, LaneStats, Tally
 from engine.mailbox import Item, Outbox
 from engine.request import Choice, Request
@@ -43,6 +51,8 @@ from engine.sequence import Chunk, Pending, RunnerLost, Sampled, Sequence
 from engine.stream import token_logprob
 
 STATS_EVERY_S = 0.1
+BACK_S = 5.0
+"""After which a lost card's successor may be asked."""
 STALL_S = 0.005
 LOOK_S = 20e-6
 """Between two looks at which of several models' steps is done."""
@@ -101,10 +111,11 @@ class Loop:
     # -- any thread --------------------------------------------------------------------------
 
     def submit(self, request: Request) -> None:
-        """Queue a request; its answer, or why there is none, comes to its mailbox."""
+        """Queue a request; its answer, or why there is none, comes to its mailbox. Raises
+        Overloaded or Failed where the engine has ended."""
         with self._wake:
             if self._ended or self._stopping:
-                raise self._stopped()
+                raise self._too_late_to_begin()
             self._inbox.append(_Submit(request))
             self._wake.notify()
 
@@ -378,9 +389,17 @@ class Loop:
             self._ended = True
             inbox, self._inbox = self._inbox, []
         # No page is given back here: if the thread dies, its books may be what killed it.
-        for request in [m.request for m in inbox if isinstance(m, _Submit)] + list(self._live):
+        for message in inbox:
+            if isinstance(message, _Submit):
+                self._close(message.request, self._too_late_to_begin())
+        for request in list(self._live):
             self._close(request, self._stopped())
         self._outbox.flush()
+
+    def _too_late_to_begin(self) -> AnswerError:
+        """For who was not begun with: where a card was lost, another engine is soon there."""
+        stopped = self._stopped()
+        return Overloaded(str(stopped), retry_after_s=BACK_S) if self._lost else stopped
 
     def _stopped(self) -> Failed:
         reason = f" ({self._lost})" if self._lost else ""

@@ -175,7 +175,8 @@ def _serve_on(listener: socket.socket, loaded: Loaded, console: Console) -> int:
     try:
         run(server, [listener])
     finally:
-        if (why := backend.lost()) is not None:
+        why = None if server.told_to_stop else backend.lost()
+        if why is not None:
             log.error("restarting", why=why)
         writer.close()
     if why is not None:

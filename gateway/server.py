@@ -226,6 +226,8 @@ class DrainingServer(uvicorn.Server):
         self._is_lost = is_lost
         self._on_ready = on_ready
         self._on_hangup = on_hangup
+        self.told_to_stop = False
+        """By a signal, also while it drains for a reason of its own."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         if threading.current_thread() is threading.main_thread():
@@ -236,6 +238,7 @@ class DrainingServer(uvicorn.Server):
 
     def handle_exit(self, sig: int, _: FrameType | None) -> None:
         """The first signal drains; a second one stops at once."""
+        self.told_to_stop = True
         if self._drain.draining:
             self.should_exit = True
             self.force_exit = sig == signal.SIGINT

@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -58,38 +60,55 @@ def ask(port: int, text: str) -> dict[str, Any]:
     raise AssertionError("nobody answers")
 
 
-def test_requests_of_the_broken_step_get_500_and_a_new_process_answers_the_next(
-    tmp_path: Path,
-) -> None:
-    port, broken = free_port(), tmp_path / "broken"
-    checkpoint = make_checkpoint(tmp_path / "model")
-    config = tmp_path / "sluice.toml"
+@contextmanager
+def server(home: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """A gateway, and its port, whose engine loses its device in the step after a file `broken` was
+    made. Killed if it does not end by itself."""
+    port, checkpoint = free_port(), make_checkpoint(home / "model")
+    config, child = home / "sluice.toml", home / "child.py"
     config.write_text(
         f"[server]\nport = {port}\nshutdown_grace_s = 2\n"
         f'[models.small]\npath = "{checkpoint}"\n[models.large]\npath = "{checkpoint}"\n'
         '[engine]\ndevice = "cpu"\nkv_memory_mib = 16\n[cache.semantic]\nenabled = false\n'
     )
-    child = tmp_path / "child.py"
     child.write_text(CHILD)
-    log = tmp_path / "log"
-    with log.open("wb") as logged:
+    with (home / "log").open("wb") as logged:
         process = subprocess.Popen(
-            [sys.executable, str(child), str(broken), str(config)],
-            cwd=tmp_path,
+            [sys.executable, str(child), str(home / "broken"), str(config)],
+            cwd=home,
             stdout=logged,
             stderr=logged,
             env={"PYTHONPATH": str(Path(__file__).parents[2]), "PATH": "/usr/bin:/bin"},
         )
-        try:
-            assert ask(port, "Hello")["status"] == 200, log.read_text()
-            broken.touch()
-            failed = ask(port, "Break")
-            assert failed["status"] == 500
-            assert "CUDA" not in str(failed)
-            assert "try again" in failed["error"]["message"]
-            assert ask(port, "Again")["status"] == 200, log.read_text()
-            assert process.poll() is None
-        finally:
-            process.terminate()
-            process.wait(timeout=PATIENCE_S)
-    assert "the card does not compute any more" in log.read_text()
+    try:
+        yield process, port
+        process.terminate()
+        process.wait(timeout=PATIENCE_S)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_requests_of_the_broken_step_get_500_and_a_new_process_answers_the_next(
+    tmp_path: Path,
+) -> None:
+    with server(tmp_path) as (process, port):
+        assert ask(port, "Hello")["status"] == 200
+        (tmp_path / "broken").touch()
+        failed = ask(port, "Break")
+        assert failed["status"] == 500
+        assert "CUDA" not in str(failed)
+        assert "try again" in failed["error"]["message"]
+        assert ask(port, "Again")["status"] == 200
+        assert process.poll() is None
+    assert "the card does not compute any more" in (tmp_path / "log").read_text()
+
+
+def test_who_is_told_to_stop_while_it_begins_anew_stops(tmp_path: Path) -> None:
+    with server(tmp_path) as (process, port):
+        assert ask(port, "Hello")["status"] == 200
+        (tmp_path / "broken").touch()
+        assert ask(port, "Break")["status"] == 500
+        process.terminate()
+        assert process.wait(timeout=PATIENCE_S) == 0
+    assert "restarting" not in (tmp_path / "log").read_text()

@@ -488,7 +488,7 @@ async def test_a_lost_device_ends_the_engine_and_says_why() -> None:
         await ask(engine.answerer("small"), chat())
     await until(lambda: not engine.alive)
     assert engine.problem == "the GPU does not answer; restart the server"
-    with pytest.raises(Failed, match="restart the server"):
+    with pytest.raises(Overloaded, match="restart the server"):
         await ask(engine.answerer("small"), chat())
     await engine.stop()
 
