@@ -16,18 +16,19 @@ the end user is known: of two questions by one tenant nobody can tell who asked 
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from dataclasses import dataclass, replace
 from typing import Final
 
 from cache.agree import agree, text_of
+from cache.shares import Shares
 from cache.space import Space
 from cache.teach import Asked, Doubt, EmbedFor
 from cache.verify import Sighting, Verdict
 from cache.verify_facts import compare, vetoed
 
 REMEMBERED: Final = 10_000
-"""Answers that feedback can still reach."""
+"""Answers that feedback can still reach, and hits after which somebody may ask again; of all
+tenants together, each of which has its share (cache/shares.py)."""
 
 AGAIN_S: Final = 60.0
 
@@ -47,14 +48,12 @@ class Given:
 class Hindsight:
     def __init__(self, embed: EmbedFor) -> None:
         self._embed = embed
-        self._given: OrderedDict[str, Given] = OrderedDict()
-        self._hits: OrderedDict[tuple[bytes, str], tuple[float, Asked]] = OrderedDict()
-        """The last hit of each user, with the time."""
+        self._given = Shares[str, Given](REMEMBERED)
+        self._hits = Shares[tuple[bytes, str], tuple[float, Asked]](REMEMBERED)
+        """The last hit of each user in each namespace, with the time."""
 
     def remember(self, answer: str, given: Given) -> None:
-        self._given[answer] = given
-        if len(self._given) > REMEMBERED:
-            self._given.popitem(last=False)
+        self._given.put(given.tenant, answer, given)
 
     def find(self, answer: str) -> Given | None:
         return self._given.get(answer)
@@ -68,7 +67,7 @@ class Hindsight:
         given = self._given.get(answer)
         if given is None or given.tenant != tenant:
             return False
-        del self._given[answer]
+        self._given.pop(answer)
         group = given.space.group(given.group)
         if group is None:
             return True
@@ -101,21 +100,17 @@ class Hindsight:
 
     # ------------------------------------------------------------------ asking again
 
-    def served(self, asked: Asked, now: float) -> None:
-        """A hit was given to a user who is known."""
-        at = (asked.space.origin.namespace, asked.owner)
-        self._hits[at] = (now, asked)
-        self._hits.move_to_end(at)
-        if len(self._hits) > REMEMBERED:
-            self._hits.popitem(last=False)
+    def served(self, asked: Asked, tenant: str, now: float) -> None:
+        """A hit was given to a user of `tenant` who is known."""
+        self._hits.put(tenant, (asked.space.origin.namespace, asked.owner), (now, asked))
 
     def doubt(self, asked: Asked, now: float) -> Doubt | None:
         """The hit after which the question asks again, in other words, if it does."""
         at = (asked.space.origin.namespace, asked.owner)
-        served_at, hit = self._hits.get(at, (0.0, asked))
+        served_at, hit = self._hits.get(at) or (0.0, asked)
         if hit.question == asked.question:
             return None
-        del self._hits[at]
+        self._hits.pop(at)
         if now - served_at > AGAIN_S or not _same_answer(hit, asked):
             return None
         assert hit.seen is not None

@@ -245,7 +245,7 @@ class Semantic:
         given = Given(trail.tenant, space, asked.question, seen.entry.group, decision)
         self._hindsight.remember(trail.id, given)
         if asked.owner != trail.tenant:
-            self._hindsight.served(asked, self._clock())
+            self._hindsight.served(asked, trail.tenant, self._clock())
 
     # ------------------------------------------------------------------ after the answer
 
