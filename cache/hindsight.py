@@ -59,13 +59,13 @@ class Hindsight:
         return self._given.get(answer)
 
     async def feedback(
-        self, answer: str, score: float, *, tenant: str, correct: str | None
+        self, answer: str, score: float, *, tenant: str, scope: str, correct: str | None
     ) -> bool:
-        """What someone says of an answer given to `tenant`; whether it is remembered. A score below
-        .5, or a `correct` answer that says something else, is a complaint. Each answer is heard of
-        once."""
+        """What someone says of an answer given to `tenant` in `scope`; whether it is remembered. A
+        score below .5, or a `correct` answer that says something else, is a complaint. Each answer
+        is heard of once."""
         given = self._given.get(answer)
-        if given is None or given.tenant != tenant:
+        if given is None or (given.tenant, given.space.origin.scope) != (tenant, scope):
             return False
         self._given.pop(answer)
         group = given.space.group(given.group)

@@ -286,11 +286,13 @@ class Semantic:
     # ------------------------------------------------------------------ people
 
     async def feedback(
-        self, answer_id: str, score: float, *, tenant: str, correct: str | None = None
+        self, answer_id: str, score: float, *, tenant: str, scope: str, correct: str | None = None
     ) -> bool:
-        """What someone says of an answer given to `tenant` (cache/hindsight.py); whether it is
-        remembered."""
-        known = await self._hindsight.feedback(answer_id, score, tenant=tenant, correct=correct)
+        """What someone says of an answer given to `tenant` in `scope` (cache/hindsight.py);
+        whether it is remembered."""
+        known = await self._hindsight.feedback(
+            answer_id, score, tenant=tenant, scope=scope, correct=correct
+        )
         await self._spaces.tell()
         return known
 

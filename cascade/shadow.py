@@ -208,13 +208,14 @@ class Shadow:
         return len(self._waiting)
 
     def feedback(
-        self, answer_id: str, score: float, *, tenant: str, correct_answer: str = ""
+        self, answer_id: str, score: float, *, tenant: str, scope: str, correct_answer: str = ""
     ) -> bool:
-        """Whether the tenant's answer was still known; then both models will answer it again.
+        """Whether the answer was still known, and given to `tenant` in this `scope`; then both
+        models will answer it again.
         `score` in [0, 1]. Of an answer that is graded again the last word counts (labels.py), and
         one that waits is replaced."""
         known = self._answered.get(answer_id)
-        if known is None or known[1] != tenant:
+        if known is None or known[1] != tenant or known[0].scope != scope:
             return False
         call, _, text = known
         case = _Case(call, tenant, 0.0, Feedback(text, score, correct_answer), answer_id)

@@ -19,6 +19,8 @@ from engine.contract import BadCall, Denied, Json, UnknownModel
 from gateway.settings import Tenant
 from gateway.verify.rules import AUTO
 
+_ALONE = "alone:"
+
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
@@ -120,15 +122,20 @@ class Catalog:
         return Place(card.name, scope, card.fingerprint, longest, policy)
 
 
-def scope_of(tenant: Tenant, user: str | None) -> str | None:
-    """Who may share answers and prefixes with this request; None: nobody, for it does not say
-    which end user it is for. Kinds are told apart by what stands before the colon, and a tenant's
-    name holds no slash, so that no user can be spelled like another's scope."""
+def scope_of(tenant: Tenant, user: str | None, request_id: str) -> str:
+    """Who may share answers and prefixes with a request, and speak of its answer. Where users are
+    kept apart and it names none, that is nobody (`is_alone`). Kinds are told apart by what stands
+    before the colon, and a tenant's name holds no slash, so that no user can be spelled like
+    another's scope."""
     if tenant.cache_scope == "tenant":
         return f"tenant:{tenant.name}"
     if tenant.cache_scope == "user":
-        return f"user:{tenant.name}/{user}" if user else None
+        return f"user:{tenant.name}/{user}" if user else f"{_ALONE}{request_id}"
     return tenant.cache_scope
+
+
+def is_alone(scope: str) -> bool:
+    return scope.startswith(_ALONE)
 
 
 def _clamped(asked: int | None, card: ModelCard, tenant: Tenant) -> int | None:

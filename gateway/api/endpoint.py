@@ -27,7 +27,7 @@ from gateway.api.drive import drive
 from gateway.api.exchange import Exchange, new_id
 from gateway.api.fanout import answer_all
 from gateway.asgi import Receive, Scope, Send
-from gateway.catalog import Catalog, Place, scope_of
+from gateway.catalog import Catalog, Place, is_alone, scope_of
 from gateway.drain import Drain
 from gateway.errors import our_mistake
 from gateway.observe.ledger import Ledger, refusal
@@ -168,9 +168,8 @@ class Endpoint:
 
     def _place(self, exchange: Exchange, asked: Asked, tenant: Tenant, trail: Trail) -> Place:
         """Model, scope and clamps. Who keeps users apart and does not name one shares nothing."""
-        scope = scope_of(tenant, asked.user)
-        if scope is None:
-            scope = f"alone:{exchange.id}"
+        scope = scope_of(tenant, asked.user, exchange.id)
+        if is_alone(scope):
             trail.directives = replace(trail.directives, no_store=True)
         trail.tags = labels_of(trail.tags, tenant.name, trail.user, scope)
         route = exchange.given.get(b"sluice-route")

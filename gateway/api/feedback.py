@@ -1,8 +1,9 @@
 """POST /v1/feedback: what somebody says of an answer, told to everyone who can learn from it.
 
 The semantic cache learns whether a near answer was good enough, the cascade whether the small model
-was. Each remembers its last answers in memory, by tenant: nobody grades an answer that is not
-theirs, and nobody learns whether it exists.
+was. Each remembers its last answers in memory, by tenant and scope: nobody grades an answer that is
+not theirs, and nobody learns whether it exists. Where a tenant keeps its end users apart, whoever
+speaks of an answer names the `user` that it was given to.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import msgspec
 from fastapi import APIRouter, Request
 
 from gateway.api.desk import Desk, body_of
+from gateway.catalog import scope_of
 from gateway.errors import NoSuchPath
 from gateway.wire.parse import Decoder
 
@@ -29,20 +31,24 @@ class FeedbackRequest(msgspec.Struct):
     score: Annotated[float, msgspec.Meta(ge=0, le=1)]
     """0 is wrong, 1 is right."""
     correct_answer: Annotated[str, msgspec.Meta(max_length=100_000)] = ""
+    user: str | None = None
+    """As in the request that was answered; needed where cache_scope = user."""
 
 
 @dataclass(frozen=True, slots=True)
 class Remark:
-    """`answer_id` without what the wire puts before it; `correct_answer` may be empty."""
+    """`answer_id` without what the wire puts before it; `scope`: whose answers the speaker shares;
+    `correct_answer` may be empty."""
 
     answer_id: str
     tenant: str
+    scope: str
     score: float
     correct_answer: str = ""
 
 
 Learner: TypeAlias = Callable[[Remark], Awaitable[bool]]
-"""Whether the answer was still known to it, and its tenant's."""
+"""Whether the answer was still known to it, and of this tenant and scope."""
 
 
 def router(desk: Desk, learners: Mapping[str, Learner]) -> APIRouter:
@@ -53,13 +59,16 @@ def router(desk: Desk, learners: Mapping[str, Learner]) -> APIRouter:
     async def take_feedback(request: Request) -> dict[str, Any]:
         async with desk.admitted(request) as tenant:
             said = await desk.read(request, decoder)
-            remark = Remark(own_id(said.id), tenant.name, said.score, said.correct_answer)
+            answer_id = own_id(said.id)
+            scope = scope_of(tenant, said.user, answer_id)
+            remark = Remark(answer_id, tenant.name, scope, said.score, said.correct_answer)
             taught = [name for name, learn in learners.items() if await learn(remark)]
         if not taught:
             raise NoSuchPath(
                 f"Nothing can be learnt about answer {said.id!r}: it is not known here, or not any "
                 "more. Feedback is for semantic hits and for answers of `auto` where shadow_share "
-                "is set, soon after they were given.",
+                "is set, soon after they were given, and where cache_scope is user it names the "
+                "`user` that the answer was given to.",
                 param="id",
                 code="no_such_answer",
             )

@@ -77,6 +77,7 @@ class SemanticLayer:
             remark.answer_id,
             remark.score,
             tenant=remark.tenant,
+            scope=remark.scope,
             correct=remark.correct_answer or None,
         )
 

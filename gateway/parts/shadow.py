@@ -83,6 +83,7 @@ def learner_of(shadow: Shadow) -> Learner:
             remark.answer_id,
             remark.score,
             tenant=remark.tenant,
+            scope=remark.scope,
             correct_answer=remark.correct_answer,
         )
 

@@ -78,6 +78,13 @@ class House:
             await self.restore()
         return await self.ask_unprepared(call, **trail)
 
+    async def tell(
+        self, trail: Trail, score: float = 0, *, correct: str | None = None, **who: str
+    ) -> bool:
+        """Feedback about an answer, by whoever it was given to, or `tenant` and `scope`."""
+        speaker = {"tenant": trail.tenant, "scope": "tenant:default", **who}
+        return await self.semantic.feedback(trail.id, score, correct=correct, **speaker)
+
     async def ask_unprepared(self, call: Call | str, **trail: object) -> tuple[str, Trail]:
         """Whatever has become of what was kept."""
         self.asked += 1

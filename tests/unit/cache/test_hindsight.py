@@ -8,7 +8,9 @@ from dataclasses import replace
 import pytest
 
 from cache.hindsight import REMEMBERED
+from engine.contract import Trail
 from tests.support.house import AGAIN, FIRST, House
+from tests.support.recordings import call_of
 
 
 @pytest.fixture
@@ -25,7 +27,7 @@ async def test_feedback_on_a_hit_counts_and_two_complaints_drop_it(house: House)
     await house.ask(FIRST)
     for _ in range(2):
         _, trail = await house.ask(AGAIN)
-        assert await house.semantic.feedback(trail.id, 0, tenant="default")
+        assert await house.tell(trail)
     assert house.semantic.state()[0].entries == 0
     assert house.semantic.state()[0].labels_by_source == {"feedback": 2}
 
@@ -35,7 +37,7 @@ async def test_a_correction_that_says_the_same_is_no_complaint(house: House) -> 
     await house.ask(FIRST)
     for correct, labels in (("in the app", {}), ("only by post", {"feedback": 1})):
         _, trail = await house.ask(AGAIN)
-        assert await house.semantic.feedback(trail.id, 1, tenant="default", correct=correct)
+        assert await house.tell(trail, 1, correct=correct)
         assert house.semantic.state()[0].labels_by_source == labels
     answer, trail = await house.ask(AGAIN)
     assert (answer, trail.cache[0].hit) == ("In the app.", True)
@@ -43,7 +45,7 @@ async def test_a_correction_that_says_the_same_is_no_complaint(house: House) -> 
 
 async def test_a_complaint_about_an_answer_of_the_model_drops_it(house: House) -> None:
     _, trail = await house.ask(FIRST)
-    assert await house.semantic.feedback(trail.id, 0, tenant="default")
+    assert await house.tell(trail)
     assert house.semantic.state()[0].entries == 0
     assert not house.archive.questions
 
@@ -51,10 +53,24 @@ async def test_a_complaint_about_an_answer_of_the_model_drops_it(house: House) -
 async def test_feedback_reaches_only_ones_own_hits_and_only_once(house: House) -> None:
     await house.ask(FIRST)
     _, trail = await house.ask(AGAIN)
-    assert not await house.semantic.feedback(trail.id, 0, tenant="other")
-    assert await house.semantic.feedback(trail.id, 1, tenant="default")
-    assert not await house.semantic.feedback(trail.id, 1, tenant="default")
-    assert not await house.semantic.feedback("unheard of", 1, tenant="default")
+    assert not await house.tell(trail, tenant="other")
+    assert await house.tell(trail, 1)
+    assert not await house.tell(trail, 1)
+    assert not await house.tell(Trail("unheard of"))
+
+
+async def test_feedback_from_another_scope_is_about_nothing(house: House) -> None:
+    ann = call_of(FIRST, scope="user:shop/ann"), call_of(AGAIN, scope="user:shop/ann")
+    _, fresh = await house.ask(ann[0], tenant="shop")
+    _, hit = await house.ask(ann[1], tenant="shop")
+    assert hit.cache[0].hit
+    for answer in (fresh, hit):
+        for scope in ("user:shop/bob", "tenant:shop", f"alone:{answer.id}"):
+            assert not await house.tell(answer, scope=scope)
+    assert house.semantic.state()[0].labels_by_source == {}
+    for answer in (hit, fresh):
+        assert await house.tell(answer, scope="user:shop/ann")
+    assert house.semantic.state()[0].labels_by_source == {"feedback": 2}
 
 
 # --------------------------------------------------------------------------- asking again
@@ -99,7 +115,7 @@ async def test_a_tenants_flood_leaves_the_others_what_they_may_still_speak_of(ho
     assert quiet is not None
     for number in range(2 * REMEMBERED):
         hindsight.remember(f"flood-{number}", replace(quiet, tenant="loud"))
-    assert await house.semantic.feedback(hit.id, 0, tenant="quiet")
+    assert await house.tell(hit)
     assert house.semantic.state()[0].labels_by_source == {"feedback": 1}
     assert hindsight.find("flood-0") is None
 

@@ -161,9 +161,10 @@ async def test_feedback_makes_a_row_that_is_volunteered(
     rome = FakeModel(lambda _: ["Rome"], name="l")
     scene = Scene(share=1e-9, front=rome, large=rome)
     await scene.ask(chat("Capital?"), Trail("abc", tenant="t"))
-    assert not scene.shadow.feedback("abc", score, tenant="other")
-    assert not scene.shadow.feedback("abd", score, tenant="t")
-    assert scene.shadow.feedback("abc", score, tenant="t", correct_answer=truth)
+    assert not scene.shadow.feedback("abc", score, tenant="other", scope="t")
+    assert not scene.shadow.feedback("abc", score, tenant="t", scope="user:t/other")
+    assert not scene.shadow.feedback("abd", score, tenant="t", scope="t")
+    assert scene.shadow.feedback("abc", score, tenant="t", scope="t", correct_answer=truth)
     await scene.settle(lambda: bool(scene.rows))
     (row,) = read_labels(scene.rows)
     assert (row.small, row.large, row.volunteered) == (small, large, True)
@@ -174,10 +175,10 @@ async def test_feedback_that_is_given_again_counts_once_and_the_last_word_holds(
     scene = Scene(share=1e-9, front=rome, large=rome)
     await scene.ask(chat("Capital?"), Trail("abc", tenant="t"))
     for score in (1.0, 0.0, 1.0):
-        assert scene.shadow.feedback("abc", score, tenant="t")
+        assert scene.shadow.feedback("abc", score, tenant="t", scope="t")
     assert scene.shadow.waiting == 1, "what has not been looked at yet is replaced"
     await scene.settle(lambda: bool(scene.rows))
-    assert scene.shadow.feedback("abc", 0.0, tenant="t")
+    assert scene.shadow.feedback("abc", 0.0, tenant="t", scope="t")
     await scene.settle(lambda: len(scene.rows) == 2)
     (row,) = read_labels(scene.rows)
     assert row.large == 0.0

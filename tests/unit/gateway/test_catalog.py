@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from engine.contract import BadCall, Denied, Json, UnknownModel
-from gateway.catalog import Catalog, ModelCard, Place, scope_of
+from gateway.catalog import Catalog, ModelCard, Place, is_alone, scope_of
 from gateway.engine_backend import answers_as
 from gateway.settings import Tenant
 
@@ -66,16 +66,22 @@ def test_an_unknown_parameter_is_refused_by_a_model_that_cannot_honour_it() -> N
 
 def test_scopes_of_different_kinds_never_meet() -> None:
     scopes = [
-        scope_of(Tenant(name="a"), "u"),
-        scope_of(Tenant(name="a", cache_scope="user"), "u"),
-        scope_of(Tenant(name="a", cache_scope="user"), "v"),
-        scope_of(Tenant(name="b", cache_scope="user"), "u"),
-        scope_of(Tenant(name="a", cache_scope="group:a"), "u"),
-        scope_of(Tenant(name="a", cache_scope="public"), "u"),
+        scope_of(Tenant(name="a"), "u", "r1"),
+        scope_of(Tenant(name="a", cache_scope="user"), "u", "r1"),
+        scope_of(Tenant(name="a", cache_scope="user"), "v", "r1"),
+        scope_of(Tenant(name="b", cache_scope="user"), "u", "r1"),
+        scope_of(Tenant(name="a", cache_scope="group:a"), "u", "r1"),
+        scope_of(Tenant(name="a", cache_scope="public"), "u", "r1"),
     ]
     assert len(set(scopes)) == len(scopes)
-    assert scope_of(Tenant(name="a"), "u") == scope_of(Tenant(name="a"), "v")
-    assert scope_of(Tenant(name="a", cache_scope="user"), None) is None
+    assert scope_of(Tenant(name="a"), "u", "r1") == scope_of(Tenant(name="a"), "v", "r1")
+
+
+def test_who_keeps_users_apart_and_names_none_is_alone_with_each_request() -> None:
+    apart = Tenant(name="a", cache_scope="user")
+    assert is_alone(scope_of(apart, None, "r1"))
+    assert scope_of(apart, "", "r1") != scope_of(apart, "", "r2")
+    assert not is_alone(scope_of(apart, "alone:r1", "r1"))
 
 
 def test_another_precision_or_context_is_another_fingerprint() -> None:

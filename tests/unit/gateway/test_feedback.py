@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,10 @@ TENANTS = tuple(
 )
 
 
-async def ask(running: Running, text: str, model: str = "small", key: str = ONE) -> httpx.Response:
-    body = {"model": model, "messages": [{"role": "user", "content": text}]}
+async def ask(
+    running: Running, text: str, model: str = "small", key: str = ONE, **more: str
+) -> httpx.Response:
+    body = {"model": model, "messages": [{"role": "user", "content": text}], **more}
     headers = {"authorization": f"Bearer {key}"}
     return await running.client.post("/v1/chat/completions", json=body, headers=headers)
 
@@ -59,6 +62,55 @@ async def test_a_complaint_about_a_semantic_hit_takes_the_answer_away() -> None:
         assert {reply.status_code for reply in said} == {200}
         assert said[0].json()["taught"] == ["semantic"]
         assert (await ask(running, "how big is our moon")).headers["sluice-origin"] == "small"
+
+
+@pytest.mark.parametrize(
+    ("cache_scope", "heard"), [("user", False), ("tenant", True), ("group:all", True)]
+)
+async def test_where_users_are_kept_apart_none_speaks_of_anothers_answer(
+    cache_scope: str, heard: bool, tmp_path: Path
+) -> None:
+    """Neither to the semantic cache nor to the cascade; it looks like an answer that never was."""
+    tenants = tuple(replace(tenant, cache_scope=cache_scope) for tenant in TENANTS)
+    settings = settings_for_tests(
+        semantic=SemanticCache(enabled=True, policy="static", threshold=0.5, store="memory://"),
+        cascade=Cascade(folder=tmp_path, shadow_share=1e-9),
+        tenants=tenants,
+    )
+    async with serving(settings, embedding=embedding_of(BagEncoder())) as running:
+        layer = running.system.meaning.semantic
+        assert layer is not None
+        await layer.restored()
+        await ask(running, "how big is the moon", user="ann")
+        await layer.answerer.settle()
+        hit = await ask(running, "well how big is the moon", user="ann")
+        assert hit.headers["sluice-origin"] == "semantic"
+        auto = await ask(running, "where is the moon tonight", "auto", user="ann")
+        for answer in (hit, auto):
+            about = {"id": answer.json()["id"], "score": 0}
+            strangers = [await tell(running, {**about, "user": "bob"})]
+            if not heard:
+                strangers += [await tell(running, about), await tell(running, about, TWO)]
+                about = {**about, "user": "ann"}
+                nothing = await tell(running, {**about, "id": "chatcmpl-x"})
+                unknown = nothing.text.replace("chatcmpl-x", answer.json()["id"])
+                assert {reply.text for reply in strangers} == {unknown}
+                strangers = [await tell(running, about)]
+            assert {reply.status_code for reply in strangers} == {200}
+
+
+async def test_who_keeps_users_apart_and_names_none_speaks_of_answers_to_nobody_named(
+    tmp_path: Path,
+) -> None:
+    settings = settings_for_tests(
+        cascade=Cascade(folder=tmp_path, shadow_share=1e-9),
+        tenants=(replace(TENANTS[0], cache_scope="user"),),
+    )
+    async with serving(settings) as running:
+        answer = await ask(running, "What is it?", "auto")
+        about = {"id": answer.json()["id"], "score": 0}
+        assert (await tell(running, {**about, "user": "bob"})).status_code == 404
+        assert (await tell(running, about)).status_code == 200
 
 
 async def test_a_right_answer_to_auto_becomes_a_label_of_its_tenant(tmp_path: Path) -> None:

@@ -92,8 +92,11 @@ def test_scopes_are_equal_only_where_the_settings_say_so(
     one: tuple[str, str, str | None], two: tuple[str, str, str | None]
 ) -> None:
     """Whatever a caller calls its users, and however tenants and groups are named."""
-    scopes = [scope_of(Tenant(name=n, cache_scope=kind), user) for n, kind, user in (one, two)]
-    if None in scopes or scopes[0] != scopes[1]:
+    scopes = [
+        scope_of(Tenant(name=name, cache_scope=kind), user, request_id)
+        for request_id, (name, kind, user) in (("r1", one), ("r2", two))
+    ]
+    if scopes[0] != scopes[1]:
         return
     (name, kind, user), (other_name, other_kind, other_user) = one, two
     assert kind == other_kind
