@@ -305,5 +305,10 @@ class Embedder:
         if len(self._memo) > self._memo_size:
             self._memo.popitem(last=False)
 
+    def forget(self, scope: str | None) -> None:
+        """The texts of one scope, or of all, and their vectors."""
+        for key in [key for key in self._memo if scope in (None, key[0])]:
+            del self._memo[key]
+
     def close(self) -> None:
         self._thread.shutdown(wait=True, cancel_futures=True)

@@ -11,10 +11,13 @@ from cache.verify_state import State
 
 @dataclass(slots=True)
 class Group:
-    """One answer. `recording` is its newest wording that was verified."""
+    """One answer. `recording` is its newest wording that was verified, which was made for `owner`
+    and given under the id `answer`: the question that it came with may be gone, or was not kept."""
 
     number: int
     recording: Recording
+    owner: str
+    answer: str
     record: Record = field(default_factory=Record)
     keys: set[int] = field(default_factory=set)
 
@@ -34,7 +37,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """A question as an erasure sees it."""
+    """A question, or the wording of an answer, as an erasure sees it."""
 
     namespace: bytes
     group: int
@@ -44,6 +47,14 @@ class Labels:
     tags: tuple[str, ...]
     owner: str
     answer: str
+
+
+@dataclass(eq=False, slots=True)
+class Coming:
+    """An answer that is still compared before it is kept, and what has become of it meanwhile."""
+
+    labels: Labels
+    erased: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,7 +40,6 @@ class Given:
 
     tenant: str
     space: Space
-    question: str
     group: int
     decision: tuple[Sighting, Verdict] | None
 
@@ -57,6 +56,10 @@ class Hindsight:
 
     def find(self, answer: str) -> Given | None:
         return self._given.get(answer)
+
+    def forget(self) -> None:
+        """What people have asked. Of answers given there is no text here."""
+        self._hits.clear()
 
     async def feedback(
         self, answer: str, score: float, *, tenant: str, scope: str, correct: str | None
@@ -75,9 +78,7 @@ class Hindsight:
         if correct is not None:
             was = text_of(group.recording)
             scope = given.space.origin.scope
-            label = await agree(
-                *(given.question, correct, was), embed=lambda text: self._embed(text, scope)
-            )
+            label = await agree("", correct, was, embed=lambda text: self._embed(text, scope))
             right = label.right
         if right:
             given.space.praise(given.group)

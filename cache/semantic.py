@@ -36,7 +36,7 @@ from typing import Final, TypeAlias
 from cache.agree import Judge, text_of
 from cache.archive import Erasure
 from cache.embed import Busy, Embedder, EmbedError, Vector
-from cache.entry import Origin, Seen, SpaceState
+from cache.entry import Coming, Labels, Origin, Seen, SpaceState
 from cache.hindsight import Given, Hindsight
 from cache.keeper import Keeper
 from cache.namespace import Terms, last_text, namespace_of, why_not
@@ -121,6 +121,7 @@ class Semantic:
             max_spaces=max_spaces,
             keeper=keeper,
             clock=clock,
+            on_erase=self._forget_texts,
         )
         self._labelling: set[asyncio.Task[None]] = set()
         self.unlabelled = 0
@@ -242,7 +243,7 @@ class Semantic:
         assert seen is not None
         assert verdict is not None
         decision = (seen.sighting, verdict)
-        given = Given(trail.tenant, space, asked.question, seen.entry.group, decision)
+        given = Given(trail.tenant, space, seen.entry.group, decision)
         self._hindsight.remember(trail.id, given)
         if asked.owner != trail.tenant:
             self._hindsight.served(asked, trail.tenant, self._clock())
@@ -258,22 +259,22 @@ class Semantic:
         if len(self._labelling) >= self._max_labelling:
             self.unlabelled += 1
             return
-        task = asyncio.create_task(self._learn(asked, recording, trail))
+        coming = self._spaces.expect(_labels_of(asked, recording, trail.id))
+        task = asyncio.create_task(self._learn(asked, recording, coming, trail.tenant))
         self._labelling.add(task)
         task.add_done_callback(self._labelling.discard)
+        task.add_done_callback(lambda _: self._spaces.arrived(coming))
 
-    async def _learn(self, asked: Asked, recording: Recording, trail: Trail) -> None:
+    async def _learn(self, asked: Asked, recording: Recording, coming: Coming, tenant: str) -> None:
         space = asked.space
         if self._spaces.find(space.origin.namespace) is not space:  # forgotten meanwhile
             return
-        key = await self._teacher.learn(asked, recording, trail.id)
-        if key is not None:
-            entry = space.entry(key)
-            if entry is not None:
-                given = Given(trail.tenant, space, asked.question, entry.group, None)
-                self._hindsight.remember(trail.id, given)
-            if self._keeper is not None:
-                await self._keeper.keep(space, key, asked.vector)
+        learnt = await self._teacher.learn(asked, recording, coming)
+        if learnt is not None:
+            given = Given(tenant, space, learnt.group, None)
+            self._hindsight.remember(coming.labels.answer, given)
+            if learnt.key is not None and self._keeper is not None:
+                await self._keeper.keep(space, learnt.key, asked.vector)
         await self._spaces.tell()
 
     async def settle(self) -> None:
@@ -313,6 +314,11 @@ class Semantic:
             answer = given.space.answer_of(given.group) or answer
         return await self._spaces.erase(Erasure(scope, model, tag, owner, answer))
 
+    def _forget_texts(self, erasure: Erasure) -> None:
+        """What is remembered for a while of questions that nobody keeps."""
+        self._hindsight.forget()
+        self._embedder.forget(erasure.scope)
+
     # ------------------------------------------------------------------ across restarts
 
     async def restore(self, terms_for: Callable[[str], Terms]) -> int:
@@ -328,6 +334,15 @@ class Semantic:
     def state(self) -> list[SpaceState]:
         """Every namespace, the most recently used first."""
         return self._spaces.state()
+
+
+def _labels_of(asked: Asked, recording: Recording, answer: str) -> Labels:
+    """Of what the model has just said, which is in no group yet."""
+    origin = asked.space.origin
+    return Labels(
+        *(origin.namespace, 0, origin.scope, origin.model),
+        *(recording.model, recording.tags, asked.owner, answer),
+    )
 
 
 def _bypass(reason: str) -> CacheStatus:

@@ -47,6 +47,11 @@ class Shares(Generic[K, V]):
             largest = next(iter(self._lines[self._most]))
             self.pop(next(iter(self._held[largest])))
 
+    def clear(self) -> None:
+        for kept in (self._holders, self._held, self._lines):
+            kept.clear()
+        self._most = 0
+
     def pop(self, key: K) -> V | None:
         holder = self._holders.pop(key, None)
         if holder is None:

@@ -171,11 +171,11 @@ class Space:
             record = group.record
             group.record = Record(record.right + right, record.wrong + (not right))
 
-    def renew(self, number: int, recording: Recording) -> None:
+    def renew(self, number: int, recording: Recording, *, owner: str, answer: str) -> None:
         """A fresh answer said the same: it is the younger wording."""
         group = self._groups.get(number)
         if group is not None:
-            group.recording = recording
+            group.recording, group.owner, group.answer = recording, owner, answer
 
     def add(
         self,
@@ -193,8 +193,7 @@ class Space:
             key += 1
         home = self._groups.get(group) if group is not None else None
         number = home.number if home is not None else key
-        tags = tuple(sorted({*recording.tags, *(home.recording.tags if home else ())}))
-        entry = Entry(key, question, number, owner, answer, tags)
+        entry = Entry(key, question, number, owner, answer, recording.tags)
         self._insert(entry, vector, recording)
         return key
 
@@ -230,7 +229,7 @@ class Space:
             return
         group = self._groups.get(kept.group)
         if group is not None and group.recording.stored_at < recording.stored_at:
-            group.recording = recording
+            self.renew(kept.group, recording, owner=kept.owner, answer=kept.answer)
         entry = Entry(
             key=kept.key,
             question=kept.question,
@@ -243,7 +242,8 @@ class Space:
 
     def _insert(self, entry: Entry, vector: Vector, recording: Recording) -> None:
         key = entry.key
-        home = self._groups.setdefault(entry.group, Group(entry.group, recording))
+        group = Group(entry.group, recording, entry.owner, entry.answer)
+        home = self._groups.setdefault(entry.group, group)
         home.keys.add(key)
         self._entries[key] = entry
         self._index.add(key, vector)
@@ -280,9 +280,11 @@ class Space:
         """Drop what matches, and all that shares an answer with it; the archive is told otherwise.
         Returns the number of questions dropped."""
         before = len(self._entries)
-        doomed = doomed_groups(map(self._row, self._entries.values()), erasure)
-        for _, number in doomed:
+        for _, number in doomed_groups(map(self._row, self._entries.values()), erasure):
             self.drop_group(number, told=True)
+        # The archive holds no wording beside its question, and may not know these by it.
+        for _, number in doomed_groups(map(self._wording, self._groups.values()), erasure):
+            self.drop_group(number)
         return before - len(self._entries)
 
     def _row(self, entry: Entry) -> Labels:
@@ -290,6 +292,13 @@ class Space:
         return Labels(
             *(origin.namespace, entry.group, origin.scope, origin.model),
             *(group.recording.model, entry.tags, entry.owner, entry.answer),
+        )
+
+    def _wording(self, group: Group) -> Labels:
+        origin, recording = self.origin, group.recording
+        return Labels(
+            *(origin.namespace, group.number, origin.scope, origin.model),
+            *(recording.model, recording.tags, group.owner, group.answer),
         )
 
     # ------------------------------------------------------------------ what was learnt

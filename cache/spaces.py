@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from cache.archive import Dropped, Erasure, Kept, Lesson, Lost, News, Summary
-from cache.entry import Origin, SpaceState
+from cache.entry import Coming, Labels, Origin, SpaceState
 from cache.keeper import Keeper
 from cache.namespace import Terms
 from cache.quota import Bounds, Quota
@@ -57,15 +57,18 @@ class Spaces:
         max_spaces: int,
         keeper: Keeper | None,
         clock: Callable[[], float],
+        on_erase: Callable[[Erasure], None] = lambda _erasure: None,
     ) -> None:
         """`max_spaces` bounds all scopes together, `bounds` each of them. `dimensions` is asked
-        when there are vectors."""
+        when there are vectors; `on_erase` is told of each erasure, another gateway's too."""
         self._policy_of = policy_of
         self._dimensions = dimensions
         self._bounds = bounds
         self._max_spaces = max_spaces
         self._keeper = keeper
         self._clock = clock
+        self._on_erase = on_erase
+        self._coming: set[Coming] = set()
         self._spaces: OrderedDict[bytes, Space] = OrderedDict()
         self._scopes: dict[str, _Scope] = {}
         self._terms_for: Callable[[str], Terms] = lambda _scope: Terms()
@@ -120,6 +123,16 @@ class Spaces:
         del self._spaces[namespace]
         if not scope.spaces:
             del self._scopes[space.origin.scope]
+
+    def expect(self, labels: Labels) -> Coming:
+        """An answer that is to be kept when it has been compared (`arrived`); an erasure that comes
+        first says so to it."""
+        coming = Coming(labels)
+        self._coming.add(coming)
+        return coming
+
+    def arrived(self, coming: Coming) -> None:
+        self._coming.discard(coming)
 
     # ------------------------------------------------------------------ the archive
 
@@ -218,11 +231,16 @@ class Spaces:
         here = self._erase_here(erasure)
         there = await self._keeper.erase(erasure) if self._keeper is not None else 0
         # Once more: it may have been loaded again, or asked again, before the archive was done.
-        return max(here + self._erase_here(erasure), there)
+        erased = max(here + self._erase_here(erasure), there)
+        await self.tell()
+        return erased
 
     def _erase_here(self, erasure: Erasure) -> int:
         if self._not_yet:
             self._later(erasure)
+        for coming in self._coming:
+            coming.erased |= erasure.matches(coming.labels)
+        self._on_erase(erasure)
         return sum(space.erase(erasure) for space in self._spaces.values())
 
     async def flush(self) -> None:

@@ -15,7 +15,7 @@ from typing import TypeAlias
 
 from cache.agree import Judge, Label, agree, text_of
 from cache.embed import Vector
-from cache.entry import Seen
+from cache.entry import Coming, Seen
 from cache.replay import Recording
 from cache.space import SUPERSEDED, Space
 from cache.verify import PAIR_FROM, Sighting, Verdict
@@ -45,6 +45,14 @@ class Asked:
     verdict: Verdict | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Learnt:
+    """Where an answer belongs, and the key of its question, if that was kept."""
+
+    group: int
+    key: int | None = None
+
+
 EmbedFor: TypeAlias = Callable[[str, str], Awaitable[Vector]]
 """(text, for whom it may be remembered) → its vector: cache/embed.py."""
 
@@ -54,26 +62,28 @@ class Teacher:
         self._embed = embed
         self._judge = judge
 
-    async def learn(self, asked: Asked, recording: Recording, answer: str) -> int | None:
-        """Label the neighbours by the model's answer and keep it; the new question's key, if it
-        was kept. `answer` is the id under which the answer was given."""
+    async def learn(self, asked: Asked, recording: Recording, coming: Coming) -> Learnt | None:
+        """Label the neighbours by the model's answer and keep it; None where it was erased while it
+        was compared."""
         space, seen, verdict = asked.space, asked.seen, asked.verdict
+        owner, answer = asked.owner, coming.labels.answer
         home: int | None = None
         if seen is not None and verdict is not None:
             label = await self._compare(asked, recording, seen.entry.group)
             if label is not None:
                 self._book(asked, seen.sighting, verdict, label)
                 home = await self._home(asked, recording, seen, right=label.right)
+        if coming.erased:
+            return None
         if home is not None:
-            space.renew(home, recording)
+            space.renew(home, recording, owner=owner, answer=answer)
             if not space.policy.keeps_twins:
-                return None
-        return space.add(
-            *(asked.question, asked.vector, recording),
-            owner=asked.owner,
-            answer=answer,
-            group=home,
+                return Learnt(home)
+        key = space.add(
+            asked.question, asked.vector, recording, owner=owner, answer=answer, group=home
         )
+        entry = space.entry(key)
+        return None if entry is None else Learnt(entry.group, key)
 
     def _book(self, asked: Asked, sighting: Sighting, verdict: Verdict, label: Label) -> None:
         asked.space.book(sighting, verdict, right=label.right, source=label.source)
