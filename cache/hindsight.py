@@ -17,7 +17,7 @@ the end user is known: of two questions by one tenant nobody can tell who asked 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, Literal, TypeAlias
 
 from cache.agree import agree, text_of
 from cache.shares import Shares
@@ -42,6 +42,12 @@ class Given:
     space: Space
     group: int
     decision: tuple[Sighting, Verdict] | None
+    heard: bool = False
+    """Somebody has spoken of it."""
+
+
+Hearing: TypeAlias = Literal["taught", "unchanged", "unknown"]
+"""What feedback came to. `unchanged`: the answer was spoken of before, or is no longer kept."""
 
 
 class Hindsight:
@@ -63,17 +69,16 @@ class Hindsight:
 
     async def feedback(
         self, answer: str, score: float, *, tenant: str, scope: str, correct: str | None
-    ) -> bool:
-        """What someone says of an answer given to `tenant` in `scope`; whether it is remembered. A
-        score below .5, or a `correct` answer that says something else, is a complaint. Each answer
-        is heard of once."""
+    ) -> Hearing:
+        """What someone says of an answer given to `tenant` in `scope`. A score below .5, or a
+        `correct` answer that says something else, is a complaint. Each answer is heard of once."""
         given = self._given.get(answer)
         if given is None or (given.tenant, given.space.origin.scope) != (tenant, scope):
-            return False
-        self._given.pop(answer)
+            return "unknown"
         group = given.space.group(given.group)
-        if group is None:
-            return True
+        if given.heard or group is None:
+            return "unchanged"
+        self.remember(answer, replace(given, heard=True))
         right = score >= 0.5
         if correct is not None:
             was = text_of(group.recording)
@@ -84,7 +89,7 @@ class Hindsight:
             given.space.praise(given.group)
         else:
             self._complain(given)
-        return True
+        return "taught"
 
     def _complain(self, given: Given) -> None:
         space, number = given.space, given.group

@@ -37,7 +37,7 @@ from cache.agree import Judge, text_of
 from cache.archive import Erasure
 from cache.embed import Busy, Embedder, EmbedError, Vector
 from cache.entry import Coming, Labels, Origin, Seen, SpaceState
-from cache.hindsight import Given, Hindsight
+from cache.hindsight import Given, Hearing, Hindsight
 from cache.keeper import Keeper
 from cache.namespace import Terms, last_text, namespace_of, why_not
 from cache.quota import Bounds
@@ -288,14 +288,13 @@ class Semantic:
 
     async def feedback(
         self, answer_id: str, score: float, *, tenant: str, scope: str, correct: str | None = None
-    ) -> bool:
-        """What someone says of an answer given to `tenant` in `scope` (cache/hindsight.py);
-        whether it is remembered."""
-        known = await self._hindsight.feedback(
+    ) -> Hearing:
+        """What someone says of an answer given to `tenant` in `scope` (cache/hindsight.py)."""
+        hearing = await self._hindsight.feedback(
             answer_id, score, tenant=tenant, scope=scope, correct=correct
         )
         await self._spaces.tell()
-        return known
+        return hearing
 
     async def purge(
         self,

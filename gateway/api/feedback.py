@@ -10,14 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 from fastapi import APIRouter, Request
 
+from engine.contract import BadCall
 from gateway.api.desk import Desk, body_of
 from gateway.catalog import scope_of
 from gateway.errors import NoSuchPath
+from gateway.settings import Tenant
 from gateway.wire.parse import Decoder
 
 PATH = "/v1/feedback"
@@ -28,9 +30,10 @@ PREFIXES = ("chatcmpl-", "cmpl-")
 class FeedbackRequest(msgspec.Struct):
     id: Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
     """Of the answer, as it stands in it."""
-    score: Annotated[float, msgspec.Meta(ge=0, le=1)]
-    """0 is wrong, 1 is right."""
+    score: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
+    """0 is wrong, 1 is right; needed where there is no correct answer."""
     correct_answer: Annotated[str, msgspec.Meta(max_length=100_000)] = ""
+    """What would have been right; it is compared with what was given, whatever the score."""
     user: str | None = None
     """As in the request that was answered; needed where cache_scope = user."""
 
@@ -47,8 +50,10 @@ class Remark:
     correct_answer: str = ""
 
 
-Learner: TypeAlias = Callable[[Remark], Awaitable[bool]]
-"""Whether the answer was still known to it, and of this tenant and scope."""
+Hearing: TypeAlias = Literal["taught", "unchanged", "unknown"]
+"""`unchanged`: there was nothing to be learnt any more. `unknown`: no such answer is remembered, of
+this tenant and scope."""
+Learner: TypeAlias = Callable[[Remark], Awaitable[Hearing]]
 
 
 def router(desk: Desk, learners: Mapping[str, Learner]) -> APIRouter:
@@ -59,11 +64,9 @@ def router(desk: Desk, learners: Mapping[str, Learner]) -> APIRouter:
     async def take_feedback(request: Request) -> dict[str, Any]:
         async with desk.admitted(request) as tenant:
             said = await desk.read(request, decoder)
-            answer_id = own_id(said.id)
-            scope = scope_of(tenant, said.user, answer_id)
-            remark = Remark(answer_id, tenant.name, scope, said.score, said.correct_answer)
-            taught = [name for name, learn in learners.items() if await learn(remark)]
-        if not taught:
+            remark = _remark(said, tenant)
+            heard = {name: await learn(remark) for name, learn in learners.items()}
+        if all(hearing == "unknown" for hearing in heard.values()):
             raise NoSuchPath(
                 f"Nothing can be learnt about answer {said.id!r}: it is not known here, or not any "
                 "more. Feedback is for semantic hits and for answers of `auto` where shadow_share "
@@ -72,9 +75,26 @@ def router(desk: Desk, learners: Mapping[str, Learner]) -> APIRouter:
                 param="id",
                 code="no_such_answer",
             )
-        return {"object": "feedback", "id": said.id, "taught": taught}
+        return {
+            "object": "feedback",
+            "id": said.id,
+            "taught": [name for name, hearing in heard.items() if hearing == "taught"],
+            "unchanged": [name for name, hearing in heard.items() if hearing == "unchanged"],
+        }
 
     return routes
+
+
+def _remark(said: FeedbackRequest, tenant: Tenant) -> Remark:
+    if said.score is None and not said.correct_answer:
+        raise BadCall(
+            "score: say how good the answer was, from 0 (wrong) to 1 (right), or give the "
+            "`correct_answer`.",
+            param="score",
+        )
+    answer_id = own_id(said.id)
+    scope = scope_of(tenant, said.user, answer_id)
+    return Remark(answer_id, tenant.name, scope, said.score or 0.0, said.correct_answer)
 
 
 def own_id(answer_id: str) -> str:

@@ -27,7 +27,7 @@ from cache.verify_model import shared_prior
 from cache.verify_others import Static, VCache
 from engine.contract import Answerer, Call, Trail
 from gateway.api.admin_caches import Mark
-from gateway.api.feedback import Remark
+from gateway.api.feedback import Hearing, Remark
 from gateway.observe.logs import Log
 from gateway.parts.embedding import Embedding
 from gateway.settings import SemanticCache, Tenant
@@ -71,7 +71,7 @@ class SemanticLayer:
             return
         self._log.info("semantic cache ready", questions=questions)
 
-    async def feedback(self, remark: Remark) -> bool:
+    async def feedback(self, remark: Remark) -> Hearing:
         """A learner of /v1/feedback: about what was given lately, hits and first answers alike."""
         return await self.answerer.feedback(
             remark.answer_id,

@@ -15,7 +15,7 @@ from cascade.routes.base import Route
 from cascade.routes.learned import Quality
 from cascade.shadow import Book, Sampling, Shadow, agreement
 from engine.contract import Call, Waste
-from gateway.api.feedback import Learner, Remark
+from gateway.api.feedback import Hearing, Learner, Remark
 from gateway.backend import Backend
 from gateway.observe.ledger import NOTHING, Ledger, Record
 from gateway.observe.logs import Log
@@ -78,14 +78,15 @@ def build_shadow(
 def learner_of(shadow: Shadow) -> Learner:
     """The cascade's side of /v1/feedback."""
 
-    async def learn(remark: Remark) -> bool:
-        return shadow.feedback(
+    async def learn(remark: Remark) -> Hearing:
+        known = shadow.feedback(
             remark.answer_id,
             remark.score,
             tenant=remark.tenant,
             scope=remark.scope,
             correct_answer=remark.correct_answer,
         )
+        return "taught" if known else "unknown"
 
     return learn
 

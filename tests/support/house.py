@@ -80,7 +80,7 @@ class House:
 
     async def tell(
         self, trail: Trail, score: float = 0, *, correct: str | None = None, **who: str
-    ) -> bool:
+    ) -> str:
         """Feedback about an answer, by whoever it was given to, or `tenant` and `scope`."""
         speaker = {"tenant": trail.tenant, "scope": "tenant:default", **who}
         return await self.semantic.feedback(trail.id, score, correct=correct, **speaker)

@@ -27,7 +27,7 @@ async def test_feedback_on_a_hit_counts_and_two_complaints_drop_it(house: House)
     await house.ask(FIRST)
     for _ in range(2):
         _, trail = await house.ask(AGAIN)
-        assert await house.tell(trail)
+        assert await house.tell(trail) == "taught"
     assert house.semantic.state()[0].entries == 0
     assert house.semantic.state()[0].labels_by_source == {"feedback": 2}
 
@@ -37,7 +37,7 @@ async def test_a_correction_that_says_the_same_is_no_complaint(house: House) -> 
     await house.ask(FIRST)
     for correct, labels in (("in the app", {}), ("only by post", {"feedback": 1})):
         _, trail = await house.ask(AGAIN)
-        assert await house.tell(trail, 1, correct=correct)
+        assert await house.tell(trail, 1, correct=correct) == "taught"
         assert house.semantic.state()[0].labels_by_source == labels
     answer, trail = await house.ask(AGAIN)
     assert (answer, trail.cache[0].hit) == ("In the app.", True)
@@ -45,7 +45,7 @@ async def test_a_correction_that_says_the_same_is_no_complaint(house: House) -> 
 
 async def test_a_complaint_about_an_answer_of_the_model_drops_it(house: House) -> None:
     _, trail = await house.ask(FIRST)
-    assert await house.tell(trail)
+    assert await house.tell(trail) == "taught"
     assert house.semantic.state()[0].entries == 0
     assert not house.archive.questions
 
@@ -53,10 +53,17 @@ async def test_a_complaint_about_an_answer_of_the_model_drops_it(house: House) -
 async def test_feedback_reaches_only_ones_own_hits_and_only_once(house: House) -> None:
     await house.ask(FIRST)
     _, trail = await house.ask(AGAIN)
-    assert not await house.tell(trail, tenant="other")
-    assert await house.tell(trail, 1)
-    assert not await house.tell(trail, 1)
-    assert not await house.tell(Trail("unheard of"))
+    assert await house.tell(trail, tenant="other") == "unknown"
+    assert await house.tell(trail, 1) == "taught"
+    assert await house.tell(trail, 0) == "unchanged"
+    assert house.semantic.state()[0].labels_by_source == {}
+    assert await house.tell(Trail("unheard of")) == "unknown"
+
+
+async def test_of_an_answer_that_is_no_longer_kept_there_is_nothing_to_learn(house: House) -> None:
+    _, trail = await house.ask(FIRST)
+    await house.semantic.purge()
+    assert await house.tell(trail) == "unchanged"
 
 
 async def test_feedback_from_another_scope_is_about_nothing(house: House) -> None:
@@ -66,10 +73,10 @@ async def test_feedback_from_another_scope_is_about_nothing(house: House) -> Non
     assert hit.cache[0].hit
     for answer in (fresh, hit):
         for scope in ("user:shop/bob", "tenant:shop", f"alone:{answer.id}"):
-            assert not await house.tell(answer, scope=scope)
+            assert await house.tell(answer, scope=scope) == "unknown"
     assert house.semantic.state()[0].labels_by_source == {}
     for answer in (hit, fresh):
-        assert await house.tell(answer, scope="user:shop/ann")
+        assert await house.tell(answer, scope="user:shop/ann") == "taught"
     assert house.semantic.state()[0].labels_by_source == {"feedback": 2}
 
 
@@ -115,7 +122,7 @@ async def test_a_tenants_flood_leaves_the_others_what_they_may_still_speak_of(ho
     assert quiet is not None
     for number in range(2 * REMEMBERED):
         hindsight.remember(f"flood-{number}", replace(quiet, tenant="loud"))
-    assert await house.tell(hit)
+    assert await house.tell(hit) == "taught"
     assert house.semantic.state()[0].labels_by_source == {"feedback": 1}
     assert hindsight.find("flood-0") is None
 

@@ -84,7 +84,7 @@ async def test_an_answer_that_somebody_complains_of_leaves_both(pair: list[House
     one, two = pair
     _, trail = await one.ask(FIRST)
     await eventually(lambda: entries(two) == 1)
-    assert await one.tell(trail)
+    assert await one.tell(trail) == "taught"
     await eventually(lambda: entries(two) == 0)
 
 

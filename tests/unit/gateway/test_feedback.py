@@ -64,6 +64,24 @@ async def test_a_complaint_about_a_semantic_hit_takes_the_answer_away() -> None:
         assert (await ask(running, "how big is our moon")).headers["sluice-origin"] == "small"
 
 
+async def test_feedback_is_given_by_a_correct_answer_alone_and_counts_once() -> None:
+    semantic = SemanticCache(enabled=True, policy="static", threshold=0.5, store="memory://")
+    settings = settings_for_tests(semantic=semantic, tenants=TENANTS)
+    async with serving(settings, embedding=embedding_of(BagEncoder())) as running:
+        layer = running.system.meaning.semantic
+        assert layer is not None
+        await layer.restored()
+        await ask(running, "how big is the moon")
+        await layer.answerer.settle()
+        hit = await ask(running, "well how big is the moon")
+        assert "detail" not in hit.headers["cache-status"], "a threshold knows no probability"
+        about = {"id": hit.json()["id"], "correct_answer": "as wide as Australia, and no wider"}
+        once, again = [(await tell(running, about)).json() for _ in range(2)]
+        assert (once["taught"], once["unchanged"]) == (["semantic"], [])
+        assert (again["taught"], again["unchanged"]) == ([], ["semantic"])
+        assert layer.state()[0].labels_by_source == {"feedback": 1}
+
+
 @pytest.mark.parametrize(
     ("cache_scope", "heard"), [("user", False), ("tenant", True), ("group:all", True)]
 )
@@ -117,9 +135,7 @@ async def test_a_right_answer_to_auto_becomes_a_label_of_its_tenant(tmp_path: Pa
     settings = settings_for_tests(cascade=Cascade(folder=tmp_path, shadow_share=1e-9))
     async with serving(settings) as running:
         answer = await ask(running, "What is it?", "auto")
-        told = await tell(
-            running, {"id": answer.json()["id"], "score": 0, "correct_answer": "Paris"}
-        )
+        told = await tell(running, {"id": answer.json()["id"], "correct_answer": "Paris"})
         assert told.json()["taught"] == ["cascade"]
         path = collected_path(tmp_path, "default")
         await eventually(lambda: path.exists() and path.read_text().endswith("\n"))
@@ -135,6 +151,10 @@ async def test_a_right_answer_to_auto_becomes_a_label_of_its_tenant(tmp_path: Pa
         ({"id": "x", "score": "good"}, "score"),
         ({"id": "", "score": 1}, "id"),
         ({"score": 1}, "id"),
+        ({"id": "x"}, "score"),
+        ({"id": "x", "correct_answer": ""}, "score"),
+        ({"id": "x", "score": None, "user": "ann"}, "score"),
+        ({"id": "x", "score": 1, "user": 5}, "user"),
         ({"id": "x", "score": 1, "stars": 5}, None),
     ],
 )
