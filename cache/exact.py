@@ -35,7 +35,7 @@ from typing import Final, TypeAlias
 from cache.key import cacheable, key_of
 from cache.record import Recorder
 from cache.replay import Recording, replay
-from cache.store.base import Clock, Store
+from cache.store.base import Clock, Store, StoreLate
 from engine.contract import (
     Answer,
     Answerer,
@@ -77,6 +77,7 @@ _BYPASS: Final = Found(CacheStatus("exact", forward="bypass"))
 _REFUSED: Final = Found(CacheStatus("exact", forward="request"))
 _STALE: Final = Found(CacheStatus("exact", forward="stale"))
 _FAULT: Final = Found(CacheStatus("exact", forward="miss", detail="store fault"))
+_LATE: Final = Found(CacheStatus("exact", forward="miss", detail="no time for the store"))
 
 
 class Shelf:
@@ -133,7 +134,7 @@ class Shelf:
             recording = await self._store.get(key)
         except Exception as error:  # noqa: BLE001  a cache never fails a request
             self._book_fault("get", error)
-            return _FAULT
+            return _LATE if isinstance(error, StoreLate) else _FAULT
         if recording is None or recording.scope != call.scope:
             # The key says so too; what a damaged or shared store gives back is looked at twice.
             return _MISS

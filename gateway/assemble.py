@@ -44,7 +44,7 @@ from gateway.observe.content import ContentLayer
 from gateway.observe.keeper import Keeper
 from gateway.observe.ledger import Ledger, LedgerLayer
 from gateway.observe.logs import Log
-from gateway.observe.metrics import Metrics, UpstreamErrors
+from gateway.observe.metrics import Metrics, StoreFaults, UpstreamErrors
 from gateway.observe.rollup import RollUp
 from gateway.parts.cascade import build_auto, cache_error_of
 from gateway.parts.exact import Cache, build_cache, exact_terms
@@ -107,7 +107,11 @@ def assemble(
     answerer, stop_tracing = _traced(settings.traces, told)
     drain = Drain(settings.server.max_inflight, settings.server.shutdown_grace_s)
     pulse = Pulse(backend.states)
-    more = (BudgetsNow(tenancy.budgets.states), UpstreamErrors(backend.upstream_errors))
+    more = (
+        BudgetsNow(tenancy.budgets.states),
+        UpstreamErrors(backend.upstream_errors),
+        StoreFaults(store_health.counts),
+    )
     metrics = Metrics(rollup, backend.states, lambda: drain.inflight, [*meaning.metrics(), *more])
     edge = Edge(
         server=settings.server,

@@ -52,6 +52,10 @@ class StoreAway(StoreFault):
     """Known and told of already: nothing was tried, and nobody need be told again."""
 
 
+class StoreLate(StoreFault):
+    """No answer in time, because this process was late itself: it is no fault of the store."""
+
+
 @dataclass(frozen=True, slots=True)
 class Which:
     """What to purge: entries that match everything named here. Naming nothing means all of them."""

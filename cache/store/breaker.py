@@ -87,6 +87,12 @@ class Breaker:
             self._take_first_cool_down()
             self._open()
 
+    def undecided(self) -> None:
+        """The trial told nothing; the next one is as far away as this one was."""
+        if self.state == "half-open":
+            self.state = "open"
+            self._opened_at = self._clock()
+
     def _take_first_cool_down(self) -> None:
         recent = self._closed_at is not None and self._clock() - self._closed_at < _CALM_S
         longer = min(2 * self._cool_down_s, self._most_s)

@@ -36,7 +36,7 @@ from typing import Final, TypeAlias
 from cache.key import family_of
 from cache.replay import OBJECT_BYTES, Recording
 from cache.store import redis_index as index
-from cache.store.base import Clock, Labels, StoreFault, StoreStats, Which
+from cache.store.base import Clock, Labels, StoreFault, StoreLate, StoreStats, Which
 from cache.store.purge_feed import PurgeFeed
 from cache.store.redis_index import Family
 from cache.store.redis_line import Command, RedisLine, is_refusal
@@ -177,8 +177,8 @@ class RedisStore:
         purges = self._purges
         try:
             entry, row = await self._line.ask(*index.look_up(key))
-        except StoreFault:
-            self._faults += 1
+        except StoreFault as fault:
+            self._faults += not isinstance(fault, StoreLate)
             raise
         recording = index.read_entry(key, entry) if isinstance(row, bytes) else None
         if recording is None and not (entry is None or row is None):
@@ -214,9 +214,9 @@ class RedisStore:
         commands += [index.touch(*used) for used in list(touched.items())[: 4 * _BATCH]]
         try:
             replies = await self._line.work(*commands) if commands else []
-        except StoreFault:
+        except StoreFault as fault:
             replies = []
-            self._faults += 1
+            self._faults += not isinstance(fault, StoreLate)
         taken = [reply for reply in replies[: len(puts)] if isinstance(reply, int)]
         self._evicted += sum(taken)
         self._dropped += len(puts) - len(taken)

@@ -5,13 +5,16 @@ it is asked several times in the life of one request (a lookup, a second look, a
 cache/join_remote.py). If each call had its own deadline, a request would pay their sum; if each
 failure were waited for, a dead Redis would slow down every request for as long as it is dead.
 
-Choice. Three bounds, in one place through which every call goes:
+Choice. Some bounds, in one place through which every call goes:
 
 - Patience. A request has `patience_s` (25 ms) for all its calls together. `begin_request` hands it
   out; a context variable carries it into the tasks that work for the request, which spend from the
   same purse. Who comes without one (tests, a background task) has `patience_s` for each call.
 - Breaker (cache/store/breaker.py). After a few calls without an answer nobody asks any more. A
   background task tries until it is answered in time again; no request pays for the trial.
+- Lag (cache/store/lag.py). A call counts against Redis where it had half of the patience to answer
+  in. Where this process was too late to read the answer (StoreLate) the request goes on without it
+  all the same, and nothing is said of Redis.
 - Whoever stops waiting leaves the call running, for STRAGGLER_S. Otherwise each give-up would
   close a connection, and to open one takes longer than an answer: where that takes longer than the
   patience (TLS, another zone) there would never be a connection at all.
@@ -44,8 +47,9 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ResponseError
 
-from cache.store.base import StoreAway, StoreFault
+from cache.store.base import StoreAway, StoreFault, StoreLate
 from cache.store.breaker import Breaker
+from cache.store.lag import Lag
 from engine.contract import Answer, Answerer, Call, Trail
 
 PATIENCE_S: Final = 0.025
@@ -65,9 +69,10 @@ Client: TypeAlias = Redis | RedisCluster
 
 @dataclass(slots=True)
 class _Purse:
-    """What one request may still wait for Redis."""
+    """What one request may still wait for Redis, and how long Redis has had for it."""
 
     left_s: float
+    fair_s: float = 0.0
 
 
 _purse: ContextVar[_Purse | None] = ContextVar("patience with Redis", default=None)
@@ -120,6 +125,8 @@ class RedisLine:
         self._before_close: list[Callable[[], Awaitable[None]]] = []
         self.breaker = breaker or Breaker(clock)
         self.faults = 0
+        self.late = 0
+        """Calls that were given up because this process was late itself."""
 
     async def open(self) -> None:
         """Make the client, and a first connection if somebody answers. Redis being away is not an
@@ -157,13 +164,14 @@ class RedisLine:
     async def ask(self, *commands: Command) -> list[Any]:
         """The replies, within the request's patience; a refused command's is a ResponseError.
 
-        Raises StoreFault: at once where no patience is left, or (StoreAway) the breaker is open.
+        Raises StoreFault: at once where no patience is left, or (StoreAway) the breaker is open;
+        StoreLate where it was spent on this process.
         """
         self._require_closed_breaker()
         purse = _purse.get() or _Purse(self.patience_s)
         if purse.left_s <= 0:
-            raise StoreFault("The request has no time left for Redis.")
-        waits_s, started = purse.left_s, self._clock()
+            raise self._unanswered("The request has no time left for Redis.", purse.fair_s)
+        waits_s, started, lag = purse.left_s, self._clock(), Lag(self.patience_s, self._clock)
         call = asyncio.create_task(self._exchange(commands))
         self._calls.add(call)
         call.add_done_callback(self._end_call)
@@ -172,12 +180,16 @@ class RedisLine:
             await _turns(call)
         finally:
             purse.left_s -= self._clock() - started
-        if not call.done():
-            # Who had little left says nothing about Redis.
-            why = f"No answer from Redis within {waits_s * 1e3:.0f} ms."
-            self._book_failure(why, waits_s > self.patience_s / 2)
-            raise StoreFault(why)
-        return self._settle(call)
+            purse.fair_s += lag.stop()
+        if call.done():
+            return self._settle(call)
+        fault = self._unanswered(
+            f"No answer from Redis within {waits_s * 1e3:.0f} ms.", purse.fair_s
+        )
+        if not isinstance(fault, StoreLate):
+            # What it had in earlier calls of the request, it used to answer them.
+            self._book_failure(str(fault), lag.stop() > self.patience_s / 2)
+        raise fault
 
     async def work(self, *commands: Command) -> list[Any]:
         """As `ask`, for what no request waits for."""
@@ -220,11 +232,16 @@ class RedisLine:
             raise StoreAway("Redis does not answer; it is asked again in the background.")
 
     async def _send(self, commands: tuple[Command, ...], timeout_s: float) -> list[Any]:
+        lag = Lag(timeout_s, self._clock)
         try:
             async with asyncio.timeout(timeout_s):
                 replies = await _pipeline(self._require_open(), commands)
         except Exception as error:
+            if isinstance(error, TimeoutError) and lag.stop() <= timeout_s / 2:
+                raise self._late(f"No answer from Redis within {timeout_s:g} s.") from error
             raise self._failed(error) from error
+        finally:
+            lag.stop()
         self.breaker.success()
         return replies
 
@@ -246,6 +263,14 @@ class RedisLine:
 
     # ------------------------------------------------------------------ failing
 
+    def _unanswered(self, why: str, fair_s: float) -> StoreFault:
+        """Redis' fault, if it had `fair_s` of the request's patience."""
+        return StoreFault(why) if fair_s > self.patience_s / 2 else self._late(why)
+
+    def _late(self, why: str) -> StoreLate:
+        self.late += 1
+        return StoreLate(f"{why} This process was late itself.")
+
     def _failed(self, error: BaseException) -> StoreFault:
         fault = StoreFault(f"Redis failed: {str(error) or type(error).__name__}.")
         self._book_failure(str(fault))
@@ -265,12 +290,14 @@ class RedisLine:
             await asyncio.sleep(self.breaker.wait_s)
             if not self.breaker.may_try():
                 continue
-            with suppress(Exception):  # whatever it is, the next trial is later
+            try:
                 async with asyncio.timeout(self._work_s):
                     await _pipeline(self._require_open(), (("PING",),))
                 await self._send((("PING",),), self.patience_s)
-                continue
-            self.breaker.failure()
+            except StoreLate:
+                self.breaker.undecided()
+            except Exception:  # noqa: BLE001  whatever it is, the next trial is later
+                self.breaker.failure()
         self._on_event("Redis answers again: the shared cache is back in use.")
 
 

@@ -35,7 +35,8 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from cache.replay import OBJECT_BYTES, Recording
-from cache.store.base import Clock, StoreFault, StoreStats, Which
+from cache.store.base import Clock, StoreFault, StoreLate, StoreStats, Which
+from cache.store.lag import Lag
 from cache.store.sqlite_file import Put, SqliteReader, SqliteWriter, Touch, Write
 from cache.store.sqlite_open import OnEvent, is_broken
 
@@ -189,17 +190,23 @@ class SqliteStore:
         assert self._read_pool is not None
         assert self._loop is not None
         purges, generation = self._purges, self._file.generation
+        lag = Lag(self._read_timeout_s, time.monotonic)
         reading = self._loop.run_in_executor(self._read_pool, self._reader.read, key)
         try:
             recording = await asyncio.wait_for(reading, self._read_timeout_s)
         except TimeoutError:
+            why = f"No answer within {self._read_timeout_s} s."
+            if lag.stop() <= self._read_timeout_s / 2:
+                raise StoreLate(f"{why} This process was late itself.") from None
             self._faults += 1
-            raise StoreFault(f"No answer within {self._read_timeout_s} s.") from None
+            raise StoreFault(why) from None
         except sqlite3.Error as error:
             self._faults += 1
             if is_broken(error):
                 self._jobs.put(_StartAfresh(f"reading failed ({error})", generation))
             raise StoreFault(str(error)) from error
+        finally:
+            lag.stop()
         # What was put meanwhile is newer; what was purged meanwhile must not come back.
         return self._pending.get(key) or (recording if purges == self._purges else None)
 

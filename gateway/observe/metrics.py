@@ -141,6 +141,19 @@ class _Now(Collector):
         yield from (pages, running, waiting, evicted, displaced, work)
 
 
+class StoreFaults(Collector):
+    """Lookups in the cache's store that failed, by whose fault it was."""
+
+    def __init__(self, counts: Mapping[str, int]) -> None:
+        self._counts = counts
+
+    def collect(self) -> Iterator[Metric]:
+        faults = CounterMetricFamily("sluice_store_faults", "Lookups that failed", labels=["whose"])
+        for whose, count in self._counts.items():
+            faults.add_metric([whose], count)
+        yield faults
+
+
 class UpstreamErrors(Collector):
     """How often servers elsewhere failed, by model and kind, retried tries included."""
 

@@ -103,3 +103,16 @@ def test_one_that_opens_again_soon_waits_longer(
     clock.now += calm_s
     fail(breaker, 3)
     assert breaker.wait_s == expected
+
+
+def test_a_trial_that_told_nothing_is_made_again_after_the_same_time(
+    breaker: Breaker, clock: FakeClock
+) -> None:
+    fail(breaker, 3)
+    clock.now += 1.0
+    opened = breaker.times_opened
+    assert breaker.may_try()
+    breaker.undecided()
+    assert (breaker.state, breaker.wait_s, breaker.times_opened) == ("open", 1.0, opened)
+    clock.now += 1.0
+    assert breaker.may_try()
