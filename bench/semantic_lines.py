@@ -69,7 +69,7 @@ def tally(played: Played, stream: str, policy: str, max_error: float, seed: int)
             )
             for at in range(len(CLASSES) + 1)
         ]
-        if policy == "ours"
+        if policy.startswith("ours")
         else [],
     )
 

@@ -3,14 +3,15 @@
 The policies are the product's own (cache/verify*.py). What the simulator saves is the embedding
 and the search: vectors are made once and kept on disk, the 512 nearest of every question in the
 whole pool are found once, and "the nearest that are cached" is then the first of those that are.
-Answers are compared exactly, so the labels are true; the layer itself, with its own idea of when
-two answers agree, is measured elsewhere.
+In `play` answers are compared exactly: labels and groups are true. In `play_by_labels` both are
+what a labeller makes of the answers, as in cache/teach.py (bench/semantic_labels.py).
 """
 
 from __future__ import annotations
 
 import hashlib
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,8 @@ from numpy.typing import NDArray
 
 from bench.semantic_streams import Ints, Questions
 from cache.embed import BUNDLED, OnnxEncoder, TextTooLong, prepare
-from cache.verify import NEAREST, Neighbour, Policy, Record, sight
+from cache.space import SUPERSEDED
+from cache.verify import NEAREST, PAIR_FROM, Neighbour, Policy, Record, Sighting, sight
 from cache.verify_facts import Facts, compare, read
 
 DEPTH = 512
@@ -128,3 +130,80 @@ def play(pool: Pool, order: Ints, policy: Policy) -> Played:
         if policy.keeps_twins or not right:
             cached[asked], born[asked] = True, now
     return Played(action, wrong, told)
+
+
+# --------------------------------------------------------------------------- by labels
+
+Right = Callable[[int, int, bool], bool]
+"""(question asked, question whose answer is cached, whether that is the nearest: others are shown
+to no judge) -> what the label says."""
+
+
+class Kept:
+    """The cache as the layer has it: which questions share an answer is what the labels said, and
+    an answer that agrees with that of a group takes its place."""
+
+    def __init__(self, questions: int) -> None:
+        self.cached = np.zeros(questions, bool)
+        self.group = np.zeros(questions, np.int64)
+        self._holds: dict[int, int] = {}
+        self._stored_at: dict[int, int] = {}
+        self._records: dict[int, Record] = {}
+
+    def look(self, pool: Pool, asked: int, now: int) -> list[Neighbour]:
+        found = np.flatnonzero(self.cached[pool.near[asked]])[:NEAREST]
+        keys, cosines = pool.near[asked, found].tolist(), pool.cosine[asked, found].tolist()
+        return [
+            Neighbour(key, group, cosine, float(now - self._stored_at[group]))
+            for key, group, cosine in zip(keys, self.group[keys].tolist(), cosines, strict=True)
+        ]
+
+    def holds(self, group: int) -> int:
+        """The question that was asked when the group's answer was made."""
+        return self._holds[group]
+
+    def record(self, group: int) -> Record:
+        return self._records.get(group, Record())
+
+    def check(self, group: int, *, right: bool) -> None:
+        record = self.record(group)
+        self._records[group] = Record(record.right + right, record.wrong + (not right))
+
+    def add(self, asked: int, home: int, now: int) -> None:
+        self.cached[asked], self.group[asked] = True, home
+        self._holds[home], self._stored_at[home] = asked, now
+
+
+def play_by_labels(pool: Pool, order: Ints, policy: Policy, right: Right) -> Played:
+    """As `play`, for a policy that keeps twins. A hit is wrong if what is true of the question that
+    its answer was made for is not true of the one asked."""
+    kept, truth = Kept(len(pool.answers)), pool.answers.tolist()
+    action = np.zeros(len(order), np.int8)
+    wrong = np.zeros(len(order), np.bool_)
+    told = np.full(len(order), np.nan, np.float32)
+    for now, asked in enumerate(order.tolist()):
+        near = kept.look(pool, asked, now)
+        if not near:
+            policy.skip()
+            kept.add(asked, asked, now)
+            continue
+        top = near[0].group
+        sighting = sight(near, pool.pair(asked, near[0].key), kept.record(top))
+        verdict = policy.decide(sighting)
+        action[now], told[now] = ACTIONS[verdict.action], verdict.told
+        wrong[now] = truth[asked] != truth[kept.holds(top)]
+        if verdict.action == "serve":
+            continue
+        said = right(asked, kept.holds(top), True)
+        policy.learn(sighting, verdict, right=said)
+        kept.check(top, right=said)
+        kept.add(asked, top if said else _home(kept, near, asked, sighting, right), now)
+    return Played(action, wrong, told)
+
+
+def _home(kept: Kept, near: list[Neighbour], asked: int, sighting: Sighting, right: Right) -> int:
+    """Where the answer belongs that is not the nearest's: cache/teach.py."""
+    if sighting.similarity >= SUPERSEDED and not any(sighting.signs[PAIR_FROM:]):
+        kept.cached[near[0].key] = False
+    groups = [*dict.fromkeys(one.group for one in near)][1:4]
+    return next((group for group in groups if right(asked, kept.holds(group), False)), asked)

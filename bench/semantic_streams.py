@@ -110,20 +110,20 @@ def pairs(data: Path) -> Questions:
 # --------------------------------------------------------------------------- slots
 
 
-def _kind(slot: str) -> str:
+def kind_of_slot(slot: str) -> str:
     return slot.rstrip("0123456789")
 
 
-def _slot_values(queries: list[Any]) -> dict[str, list[str]]:
+def slot_values(queries: list[Any]) -> dict[str, list[str]]:
     found: dict[str, set[str]] = {}
     for query in queries:
         for sentence in query["sentences"]:
             for slot, value in sentence["variables"].items():
-                found.setdefault(_kind(slot), set()).update({value} - {""})
+                found.setdefault(kind_of_slot(slot), set()).update({value} - {""})
     return {kind: sorted(values) for kind, values in found.items() if values}
 
 
-def _fill(sentence: Any, values: dict[str, str]) -> tuple[str, tuple[tuple[str, str], ...]]:
+def fill(sentence: Any, values: dict[str, str]) -> tuple[str, tuple[tuple[str, str], ...]]:
     text, used = sentence["text"], []
     for slot in sorted(sentence["variables"], key=len, reverse=True):
         pattern = rf"\b{re.escape(slot)}\b"
@@ -137,14 +137,16 @@ def advising(data: Path, *, fillings: int = 10, pool: int = 16_000, seed: int = 
     """Each query gets `fillings` sets of slot values, drawn from all that the data has."""
     rng = random.Random(seed)
     queries = json.loads((data / "advising/advising.json").read_text())
-    values = _slot_values(queries)
+    values = slot_values(queries)
     out = []
     for number, query in enumerate(queries):
         slots = sorted({slot for s in query["sentences"] for slot in s["variables"]})
         for _ in range(fillings):
-            chosen = {s: rng.choice(values[_kind(s)]) for s in slots if _kind(s) in values}
+            chosen = {
+                s: rng.choice(values[kind_of_slot(s)]) for s in slots if kind_of_slot(s) in values
+            }
             for sentence in query["sentences"]:
-                text, used = _fill(sentence, chosen)
+                text, used = fill(sentence, chosen)
                 out.append((text, (number, used)))
     rng.shuffle(out)
     return numbered(out[: pool + pool // 20])
@@ -156,7 +158,7 @@ def slots(data: Path, *, choices: int = 6, pool: int = 16_000, seed: int = 0) ->
     queries = json.loads((data / "advising/advising.json").read_text())
     few = {
         kind: rng.sample(values, min(len(values), choices))
-        for kind, values in _slot_values(queries).items()
+        for kind, values in slot_values(queries).items()
     }
     sentences = [(n, s) for n, query in enumerate(queries) for s in query["sentences"]]
     out: dict[str, Any] = {}
@@ -164,11 +166,11 @@ def slots(data: Path, *, choices: int = 6, pool: int = 16_000, seed: int = 0) ->
         number, sentence = rng.choice(sentences)
         chosen = {}
         for slot in sentence["variables"]:
-            values = few.get(_kind(slot), [])
+            values = few.get(kind_of_slot(slot), [])
             if values:
                 ranks = [1 / (rank + 1) for rank in range(len(values))]
                 chosen[slot] = rng.choices(values, ranks)[0]
-        text, used = _fill(sentence, chosen)
+        text, used = fill(sentence, chosen)
         out.setdefault(text, (number, used))
     return numbered(out.items())
 

@@ -593,12 +593,68 @@ class TestAgree:
             label = at_a_glance(deep, deep.replace("{}", "5"))
             assert label is None or not label.right
 
-    async def test_meaning_decides_where_it_is_clear(self) -> None:
+    async def test_meaning_parts_what_is_far_and_joins_nothing(self) -> None:
         text = "you can pay the bill in the app or at any counter of ours in town"
         near = await agree("q", text, text + " today", embed=embed)
         far = await agree("q", text, "penguins sleep standing", embed=embed)
-        assert (near.right, near.source) == (True, "meaning")
+        assert (near.right, near.source) == (False, "unclear")
         assert (far.right, far.source) == (False, "meaning")
+
+    @pytest.mark.parametrize(
+        ("fresh", "cached"),
+        [
+            ("It meets on Monday.", "It meets on Friday."),
+            ("Maria Chen teaches it.", "Laura Chen teaches it."),
+            (
+                "HISTORY 203 has to come before EECS 445.",
+                "EECS 445 has to come before HISTORY 203.",
+            ),
+            ("There are 22 labs and 15 lectures.", "There are 15 labs and 22 lectures."),
+            ("The limit is 25 days.", "The limit is 25 weeks."),
+            ("The lab is easier.", "The lab is harder."),
+            ("You pay the fee.", "We pay the fee."),
+            ("Choose STATS 203, MATH 203 or ART 37.", "Choose STATS 203 or MATH 37."),
+            ("Take vitamin A.", "Take vitamin."),
+            ("Of course not.", "Not."),
+            ("Sure-fire ways exist.", "fire ways exist."),
+            ("5\n- x", "5\nx"),
+            ("Hello! Ask Weber.", "Hello! Ask Novak."),
+        ],
+    )
+    async def test_one_word_parts_answers_that_an_embedder_takes_for_the_same(
+        self, fresh: str, cached: str
+    ) -> None:
+        async def alike(_: str) -> Vector:
+            return np.eye(8, dtype=np.float32)[0]
+
+        for pair in ((fresh, cached), (cached, fresh)):
+            assert not (await agree("q", *pair, embed=alike)).right
+
+    def test_yes_and_no_differ_however_often_they_negate(self) -> None:
+        label = at_a_glance("Sure! Yes, auditors can take it.", "**No**, auditors cannot take it.")
+        assert label is not None
+        assert (label.right, label.source) == (False, "facts")
+
+    @pytest.mark.parametrize(
+        "fresh",
+        [
+            "Sure! It meets on Monday.",
+            "**Answer:** It meets on **Monday**",
+            "- It meets on Monday.",
+            "## It meets on Monday",
+            "Of course. It meets on Monday. I hope this helps!",
+            "Thanks for asking, it meets on Monday.\n\nLet me know if you need anything else.",
+            "It meets on Monday. Feel free to ask if you have any further questions!",
+        ],
+    )
+    def test_politeness_and_markup_say_nothing(self, fresh: str) -> None:
+        label = at_a_glance(fresh, "It meets on Monday.")
+        assert label is not None
+        assert (label.right, label.source) == (True, "equal")
+
+    def test_what_is_nothing_but_polite_says_what_it_says(self) -> None:
+        label = at_a_glance("Sure!", "Thank you!")
+        assert label is None or not label.right
 
     async def test_the_unclear_is_judged_and_without_a_judge_wrong(self) -> None:
         pair = ("pay it in the app or by post", "pay it in the app or by phone please")
