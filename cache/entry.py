@@ -51,10 +51,11 @@ class Labels:
 
 @dataclass(eq=False, slots=True)
 class Coming:
-    """An answer that is still compared before it is kept, and what has become of it meanwhile."""
+    """An answer that is still compared before it is kept. `unwanted`: it was erased meanwhile, or
+    its namespace forgotten."""
 
     labels: Labels
-    erased: bool = False
+    unwanted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,3 +88,10 @@ class Origin:
     namespace: bytes
     scope: str
     model: str
+
+    def labels(
+        self, group: int, answered_by: str, tags: tuple[str, ...], owner: str, answer: str
+    ) -> Labels:
+        """Of a question, or a wording, that belongs here."""
+        place = (self.namespace, group, self.scope, self.model)
+        return Labels(*place, answered_by, tags, owner, answer)

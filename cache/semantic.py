@@ -24,7 +24,6 @@ exact cache; afterwards, off the path, two embeddings of answers where they diff
 
 from __future__ import annotations
 
-import asyncio
 import math
 import random
 import time
@@ -36,18 +35,19 @@ from typing import Final, TypeAlias
 from cache.agree import Judge, text_of
 from cache.archive import Erasure
 from cache.embed import Busy, Embedder, EmbedError, Vector
-from cache.entry import Coming, Labels, Origin, Seen, SpaceState
+from cache.entry import Origin, Seen, SpaceState
 from cache.hindsight import Given, Hearing, Hindsight
 from cache.keeper import Keeper
+from cache.labelling import Labelling
 from cache.namespace import Terms, last_text, namespace_of, why_not
 from cache.quota import Bounds
 from cache.record import Recorder
-from cache.replay import Recording, replay
+from cache.replay import replay
 from cache.space import Space
 from cache.spaces import PolicyOf, Spaces
 from cache.teach import Asked, Teacher
 from cache.verify import Policy, Verdict
-from cache.verify_budget import Budgeted
+from cache.verify_budget import MIN_EVIDENCE, Budgeted
 from cache.verify_budget import Terms as Promise
 from cache.verify_facts import read
 from cache.verify_model import shared_prior
@@ -72,15 +72,19 @@ MATURE: Final = 500
 
 
 TermsOf: TypeAlias = Callable[[Call, Trail], Terms]
+"""Of the tenant, whatever the request asks for beyond them."""
 OwnerOf: TypeAlias = Callable[[Call, Trail], str]
 """The end user where one is known, else the tenant."""
 
 
-def budgeted(terms: Terms, siblings: Sequence[Policy] = ()) -> Budgeted:
-    """The promised policy, which begins with what its siblings have learnt."""
+def budgeted(
+    terms: Terms, siblings: Sequence[Policy] = (), *, min_evidence: int = MIN_EVIDENCE
+) -> Budgeted:
+    """The promised policy, which begins with what its siblings have learnt; `min_evidence` in
+    labels before the first hit."""
     mature = [p for p in siblings if isinstance(p, Budgeted) and p.labels >= MATURE]
     prior = shared_prior([policy.odds.weights for policy in mature])
-    return Budgeted(Promise(terms.max_error), random.Random(), prior)
+    return Budgeted(Promise(terms.max_error, min_evidence=min_evidence), random.Random(), prior)
 
 
 # --------------------------------------------------------------------------- the layer
@@ -109,10 +113,7 @@ class Semantic:
         self._embedder = embedder
         self._terms_of = terms_of
         self._owner_of = owner_of
-        self._teacher = Teacher(embedder.embed, judge)
         self._hindsight = Hindsight(embedder.embed)
-        self._keeper = keeper
-        self._max_labelling = max_labelling
         self._clock = clock
         self._spaces = Spaces(
             policy_of=policy_of,
@@ -123,9 +124,9 @@ class Semantic:
             clock=clock,
             on_erase=self._forget_texts,
         )
-        self._labelling: set[asyncio.Task[None]] = set()
-        self.unlabelled = 0
-        """Answers not compared because too many comparisons were under way."""
+        self._labelling = Labelling(
+            Teacher(embedder.embed, judge), self._spaces, self._hindsight, keeper, max_labelling
+        )
 
     async def __call__(self, call: Call, trail: Trail) -> Answer:
         started = time.perf_counter()
@@ -160,7 +161,7 @@ class Semantic:
         # The namespace keeps its tenant's promise of now, whatever this request asks for beyond it.
         namespace = namespace_of(call, self._embedder.fingerprint)
         space = self._spaces.open(Origin(namespace, call.scope, call.model), terms)
-        if space.rests():
+        if space.rest.passes():
             trail.cache.append(_bypass("resting: the labels allow no hit here"))
             return None
         started = time.perf_counter()
@@ -194,7 +195,7 @@ class Semantic:
         if asked.owner != trail.tenant:
             asked.doubt = self._hindsight.doubt(asked, now)
         asked.verdict = self._decide(asked, terms, trail)
-        space.note(allowed=asked.verdict is not None and asked.verdict.action != "forward")
+        space.rest.note(allowed=asked.verdict is not None and asked.verdict.action != "forward")
         return asked
 
     def _decide(self, asked: Asked, terms: Terms, trail: Trail) -> Verdict | None:
@@ -254,34 +255,13 @@ class Semantic:
         """Begin to compare and keep what the model said; the request does not wait for it."""
         terms = self._terms_of(call, trail)
         recording = recorder.recording(stored_at=self._clock(), ttl_s=terms.ttl_s, tags=trail.tags)
-        if recording is None:
-            return
-        if len(self._labelling) >= self._max_labelling:
-            self.unlabelled += 1
-            return
-        coming = self._spaces.expect(_labels_of(asked, recording, trail.id))
-        task = asyncio.create_task(self._learn(asked, recording, coming, trail.tenant))
-        self._labelling.add(task)
-        task.add_done_callback(self._labelling.discard)
-        task.add_done_callback(lambda _: self._spaces.arrived(coming))
-
-    async def _learn(self, asked: Asked, recording: Recording, coming: Coming, tenant: str) -> None:
-        space = asked.space
-        if self._spaces.find(space.origin.namespace) is not space:  # forgotten meanwhile
-            return
-        learnt = await self._teacher.learn(asked, recording, coming)
-        if learnt is not None:
-            given = Given(tenant, space, learnt.group, None)
-            self._hindsight.remember(coming.labels.answer, given)
-            if learnt.key is not None and self._keeper is not None:
-                await self._keeper.keep(space, learnt.key, asked.vector)
-        await self._spaces.tell()
+        if recording is not None:
+            self._labelling.begin(asked, recording, trail)
 
     async def settle(self) -> None:
         """Wait until everything answered so far is compared and kept, and the archive has it for
         good: what was learnt then survives the death of the process."""
-        while self._labelling:
-            await asyncio.wait(self._labelling)  # one that failed keeps nobody from closing
+        await self._labelling.settle()
         await self._spaces.flush()
 
     # ------------------------------------------------------------------ people
@@ -333,15 +313,6 @@ class Semantic:
     def state(self) -> list[SpaceState]:
         """Every namespace, the most recently used first."""
         return self._spaces.state()
-
-
-def _labels_of(asked: Asked, recording: Recording, answer: str) -> Labels:
-    """Of what the model has just said, which is in no group yet."""
-    origin = asked.space.origin
-    return Labels(
-        *(origin.namespace, 0, origin.scope, origin.model),
-        *(recording.model, recording.tags, asked.owner, answer),
-    )
 
 
 def _bypass(reason: str) -> CacheStatus:

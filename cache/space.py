@@ -32,6 +32,7 @@ from cache.index import Index, to_int8
 from cache.journal import Journal, sighting_of, since_of, verdict_of
 from cache.quota import Quota
 from cache.replay import Recording, decode, encode
+from cache.rest import Rest
 from cache.verify import NEAREST, SIGNS, Neighbour, Policy, Record, Sighting, Verdict, sight
 from cache.verify_budget import Budgeted
 from cache.verify_facts import Facts, compare, read
@@ -39,9 +40,6 @@ from cache.verify_state import Since
 
 SUPERSEDED: Final = 0.985
 """A question this near whose answer came out differently was not wrong but is out of date."""
-
-CLOSED_FOR: Final = 3000
-AWAKE: Final = 10
 
 ENTRY_BYTES: Final = 1000
 """What a question occupies beside its vector, its text and its answer; bench/semantic_speed.py."""
@@ -67,7 +65,7 @@ class Space:
         self.journal = journal
         self.sources: Counter[str] = Counter()
         """Labels by what they rest on (cache/agree.py)."""
-        self._closed = self._rested = 0
+        self.rest = Rest()
         self._promised = -1.0
         self._quota = quota
         self._index = Index(dimensions)
@@ -94,25 +92,12 @@ class Space:
         group = self._groups.get(number)
         return None if group is None else self._entries[min(group.keys)].answer
 
-    # ------------------------------------------------------------------ worth the trouble?
-
     def follow(self, max_error: float) -> None:
         """What the operator promises now. Who rested under another promise looks again."""
         if max_error != self._promised:
-            self._promised, self._closed = max_error, 0
+            self._promised = max_error
+            self.rest.wake()
             self.policy.follow(max_error)
-
-    def note(self, *, allowed: bool) -> None:
-        """Whether the policy allowed a hit for the request that was just looked up."""
-        self._closed = 0 if allowed else self._closed + 1
-
-    def rests(self) -> bool:
-        """Whether to leave the next request alone, to save its embedding: where nothing was
-        allowed for long, only each `AWAKE`th is looked at, which is enough to notice a change."""
-        if self._closed < CLOSED_FOR:
-            return False
-        self._rested += 1
-        return self._rested % AWAKE != 0
 
     # ------------------------------------------------------------------ reading
 
@@ -288,18 +273,12 @@ class Space:
         return before - len(self._entries)
 
     def _row(self, entry: Entry) -> Labels:
-        origin, group = self.origin, self._groups[entry.group]
-        return Labels(
-            *(origin.namespace, entry.group, origin.scope, origin.model),
-            *(group.recording.model, entry.tags, entry.owner, entry.answer),
-        )
+        by = self._groups[entry.group].recording.model
+        return self.origin.labels(entry.group, by, entry.tags, entry.owner, entry.answer)
 
     def _wording(self, group: Group) -> Labels:
-        origin, recording = self.origin, group.recording
-        return Labels(
-            *(origin.namespace, group.number, origin.scope, origin.model),
-            *(recording.model, recording.tags, group.owner, group.answer),
-        )
+        by, tags = group.recording.model, group.recording.tags
+        return self.origin.labels(group.number, by, tags, group.owner, group.answer)
 
     # ------------------------------------------------------------------ what was learnt
 

@@ -120,13 +120,15 @@ class Spaces:
     def _forget_one_of(self, scope: _Scope) -> None:
         namespace, space = scope.spaces.popitem(last=False)
         space.clear()
+        for coming in self._coming:
+            coming.unwanted |= coming.labels.namespace == namespace
         del self._spaces[namespace]
         if not scope.spaces:
             del self._scopes[space.origin.scope]
 
     def expect(self, labels: Labels) -> Coming:
-        """An answer that is to be kept when it has been compared (`arrived`); an erasure that comes
-        first says so to it."""
+        """An answer that is to be kept when it has been compared (`arrived`). What makes it
+        unwanted before that says so to it."""
         coming = Coming(labels)
         self._coming.add(coming)
         return coming
@@ -239,7 +241,7 @@ class Spaces:
         if self._not_yet:
             self._later(erasure)
         for coming in self._coming:
-            coming.erased |= erasure.matches(coming.labels)
+            coming.unwanted |= erasure.matches(coming.labels)
         self._on_erase(erasure)
         return sum(space.erase(erasure) for space in self._spaces.values())
 

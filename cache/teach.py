@@ -63,8 +63,8 @@ class Teacher:
         self._judge = judge
 
     async def learn(self, asked: Asked, recording: Recording, coming: Coming) -> Learnt | None:
-        """Label the neighbours by the model's answer and keep it; None where it was erased while it
-        was compared."""
+        """Label the neighbours by the model's answer and keep it; None where it was unwanted
+        by the time that it was compared."""
         space, seen, verdict = asked.space, asked.seen, asked.verdict
         owner, answer = asked.owner, coming.labels.answer
         home: int | None = None
@@ -73,7 +73,7 @@ class Teacher:
             if label is not None:
                 self._book(asked, seen.sighting, verdict, label)
                 home = await self._home(asked, recording, seen, right=label.right)
-        if coming.erased:
+        if coming.unwanted:
             return None
         if home is not None:
             space.renew(home, recording, owner=owner, answer=answer)

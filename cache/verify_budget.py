@@ -72,10 +72,11 @@ REFIT_EVERY: Final = 50
 LEVELS: Final = np.geomspace(2e-4, 0.4, 60)
 """Candidate thresholds on p."""
 
+MIN_EVIDENCE: Final = 200
+"""Labels before the first hit."""
+
 BRAKE: Final = 4
-
 COSINE: Final = SIGNS.index("cosine")
-
 DOUBT: Final = 2.0  # wrong audits believed beforehand to be as many as the odds say
 
 SUPPORT: Final = 5
@@ -97,8 +98,7 @@ class Terms:
     floor: float = 0.04
     ceiling: float = 0.35
     """Least and most chance of an audit."""
-    min_evidence: int = 200
-    """Labels before the first hit."""
+    min_evidence: int = MIN_EVIDENCE
 
 
 _Rows: TypeAlias = tuple[int, bytes]

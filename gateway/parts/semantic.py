@@ -18,12 +18,9 @@ from cache.entry import SpaceState
 from cache.keeper import Keeper
 from cache.namespace import Terms, volatile_pattern
 from cache.quota import Bounds
-from cache.semantic import MATURE, Semantic
+from cache.semantic import Semantic, budgeted
 from cache.store.base import StoreFault
 from cache.verify import Policy
-from cache.verify_budget import Budgeted
-from cache.verify_budget import Terms as Promise
-from cache.verify_model import shared_prior
 from cache.verify_others import Static, VCache
 from engine.contract import Answerer, Call, Trail
 from gateway.api.admin_caches import Mark
@@ -164,10 +161,7 @@ def policy_of(settings: SemanticCache) -> Callable[[Terms, Sequence[Policy]], Po
     """What decides in a new namespace."""
 
     def bounded(terms: Terms, siblings: Sequence[Policy]) -> Policy:
-        promise = Promise(terms.max_error, min_evidence=settings.min_evidence)
-        mature = [p for p in siblings if isinstance(p, Budgeted) and p.labels >= MATURE]
-        prior = shared_prior([policy.odds.weights for policy in mature])
-        return Budgeted(promise, random.Random(), prior)
+        return budgeted(terms, siblings, min_evidence=settings.min_evidence)
 
     def vcache(terms: Terms, _: Sequence[Policy]) -> Policy:
         return VCache(terms.max_error, random.Random())

@@ -14,6 +14,7 @@ import pytest
 
 from cache.agree import text_of
 from cache.archive import Erasure
+from cache.entry import Origin
 from cache.namespace import Terms
 from cache.quota import Bounds
 from cache.replay import decode
@@ -112,6 +113,25 @@ async def test_what_all_gateways_were_told_to_erase_is_erased_while_it_is_compar
     await scene.semantic._spaces.hear(Erasure(tag=BOBS))
     await scene.semantic.settle()
     assert TO_BOB not in scene.texts
+
+
+async def test_what_is_still_compared_when_its_namespace_is_forgotten_is_not_kept() -> None:
+    house = House(policy=Static(2.0))
+    house.model.knows = {
+        FIRST: "pay it in the app or by post",
+        AGAIN: "pay it in the app or by phone please",
+    }
+
+    async def forgetful(_question: str, _fresh: str, _cached: str) -> bool:
+        house.semantic._spaces.open(Origin(b"another", "tenant:other", "small"), house.terms)
+        return True
+
+    house.semantic._spaces._max_spaces = 1
+    house.semantic._labelling._teacher._judge = forgetful
+    await house.ask(FIRST)
+    await house.ask(AGAIN)
+    house.embedder.close()
+    assert [kept.question for kept in house.archive.questions.values()] == [FIRST]
 
 
 async def test_the_others_keep_theirs(scene: Scene) -> None:

@@ -15,8 +15,8 @@ from cache.archive import Kept, MemoryArchive
 from cache.embed import Vector
 from cache.namespace import Terms, namespace_of, why_not
 from cache.quota import Bounds
+from cache.rest import AWAKE, CLOSED_FOR
 from cache.semantic import budgeted
-from cache.space import AWAKE, CLOSED_FOR
 from cache.verify import Neighbour, Policy, Record, Verdict, sight
 from cache.verify_budget import Budgeted
 from cache.verify_facts import FEATURES
@@ -467,7 +467,7 @@ async def test_where_nothing_is_ever_allowed_most_requests_are_left_alone() -> N
     await house.ask(FIRST)
     space = next(iter(house.semantic._spaces._spaces.values()))
     for _ in range(CLOSED_FOR):
-        space.note(allowed=False)
+        space.rest.note(allowed=False)
     for _ in range(2 * AWAKE):
         _, trail = await house.ask(FIRST)
         space_requests += trail.cache[0].forward == "miss"
@@ -480,8 +480,8 @@ async def test_a_new_promise_wakes_a_namespace_that_rests(house: House) -> None:
     await house.ask(FIRST)
     space = next(iter(house.semantic._spaces._spaces.values()))
     for _ in range(CLOSED_FOR):
-        space.note(allowed=False)
-    assert space.rests()
+        space.rest.note(allowed=False)
+    assert space.rest.passes()
     house.terms = Terms(max_error=0.2, ttl_s=1000)
     _, trail = await house.ask(AGAIN)
     assert trail.cache[0].hit
