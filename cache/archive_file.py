@@ -21,11 +21,10 @@ from cache.store.base import Clock
 from cache.store.sqlite_open import (
     OnEvent,
     Transaction,
-    WrongSchemaError,
-    is_broken,
     leave_no_trace,
     move_aside,
     open_file,
+    open_or_start_afresh,
 )
 
 SCHEMA_VERSION: Final = 1
@@ -114,14 +113,7 @@ class ArchiveFile:
         self._scopes: Counter[str] = Counter()
 
     def open(self) -> None:
-        try:
-            self._connection = open_file(self._path, _SCHEMA, SCHEMA_VERSION)
-        except WrongSchemaError as error:
-            self.start_afresh(str(error))
-        except sqlite3.DatabaseError as error:
-            if not is_broken(error):
-                raise
-            self.start_afresh(f"it cannot be read ({error})")
+        open_or_start_afresh(self._open_as_it_is, self.start_afresh)
         self.sweep()
 
     def start_afresh(self, why: str) -> None:
@@ -131,6 +123,9 @@ class ArchiveFile:
             f"The archive {self._path} of the semantic cache was moved to {aside} because {why}; "
             "an empty one takes its place. The moved file can be deleted."
         )
+        self._open_as_it_is()
+
+    def _open_as_it_is(self) -> None:
         self._connection = open_file(self._path, _SCHEMA, SCHEMA_VERSION)
 
     def close(self) -> None:

@@ -4,10 +4,10 @@ Problem. A popular question arrives sixteen times while its first answer is stil
 The exact cache misses sixteen times. Waiting for the first to finish makes fifteen callers look at
 nothing; waiting a little and then giving up pays sixteen times.
 
-Choice. A generation (a `Flight`) belongs to nobody who asked: it has its own task, its own Trail
-and a log of its events. A listener is a position in that log. It reads what is there at its own
-pace and then waits for more, so a late one gets all that was said and then the live stream, and a
-slow one holds up nobody.
+Choice. A generation (a `Flight`, cache/flight.py) belongs to nobody who asked: it has its own task,
+its own Trail and a log of its events. A listener is a position in that log. It reads what is there
+at its own pace and then waits for more, so a late one gets all that was said and then the live
+stream, and a slow one holds up nobody.
 
     requests        listener 2 ┐  listener 1 ┐
     log      Start Delta Delta Delta Delta Delta …  ◄── task ◄── inner answerer
@@ -40,12 +40,11 @@ for its readers, its log holds the whole answer.
 from __future__ import annotations
 
 import asyncio
-import copy
 from collections.abc import Callable
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
-from typing import Final, TypeAlias
+from typing import TypeAlias
 
+from cache.flight import Flight, Listener
 from cache.key import key_of
 from engine.contract import (
     Answer,
@@ -53,139 +52,14 @@ from engine.contract import (
     AnswerError,
     Call,
     DeadlineExceeded,
-    Decision,
-    Delta,
     Denied,
-    End,
-    Event,
     Failed,
-    Start,
     TooMany,
     Trail,
 )
 
-_STORED: Final = frozenset({"exact", "semantic"})
-"""Origins that say more of an answer than that it was shared."""
-
 _FlightKey: TypeAlias = tuple[bytes, float | None, float | None]
 """What is asked, and what the caller takes from a cache: answers that old, that uncertain."""
-
-
-@dataclass(slots=True, eq=False)
-class _Listener:
-    """One request at one flight."""
-
-    trail: Trail
-    joined: bool
-    """It came to a flight that was under way."""
-    own_spans: frozenset[str]
-    next: int = 0
-    """Position in the flight's log."""
-    told_decisions: int = 0
-    read_end: bool = False
-    alarm: asyncio.TimerHandle | None = None
-    """One for its whole stay: a timeout around every wait would cost as much as the wait."""
-    out_of_time: bool = False
-
-
-@dataclass(slots=True, eq=False)
-class _Flight:
-    """One generation. Its task writes; listeners read. Belongs to the Join that launched it."""
-
-    call: Call
-    trail: Trail
-    log: list[Event] = field(default_factory=list)
-    over: bool = False
-    ended: bool = False
-    """`End` is in the log."""
-    error: AnswerError | None = None
-    listeners: list[_Listener] = field(default_factory=list)
-    owner: _Listener | None = None
-    billed: int = 0
-    """How much of the trail's waste the owner has been told."""
-    task: asyncio.Task[None] | None = None
-    sleepers: list[asyncio.Future[None]] = field(default_factory=list)
-
-    def enter(self, trail: Trail) -> _Listener:
-        listener = _Listener(trail, self.owner is not None, frozenset(trail.spans_ms))
-        self.listeners.append(listener)
-        if self.owner is None:
-            self.owner = listener
-        self.trail.tags += tuple(tag for tag in trail.tags if tag not in self.trail.tags)
-        self._extend_deadline()
-        return listener
-
-    def leave(self, listener: _Listener) -> None:
-        self.listeners.remove(listener)
-        if listener.alarm is not None:
-            listener.alarm.cancel()
-        failed = self.over and not self.ended
-        if failed or not self.listeners:
-            return
-        self._extend_deadline()
-        heirs = [other for other in self.listeners if not other.read_end]
-        if listener is self.owner and not listener.read_end and heirs:
-            self._pass_on(heirs[0])
-
-    def _extend_deadline(self) -> None:
-        deadlines = [listener.trail.deadline for listener in self.listeners]
-        known = [deadline for deadline in deadlines if deadline is not None]
-        self.trail.deadline = max(known) if len(known) == len(deadlines) else None
-
-    def _pass_on(self, heir: _Listener) -> None:
-        assert self.owner is not None
-        self.owner = heir
-        self.trail.tenant, self.trail.user = heir.trail.tenant, heir.trail.user
-        self.trail.share = heir.trail.share
-
-    def append(self, event: Event) -> None:
-        self.log.append(event)
-        if isinstance(event, End):
-            self.ended = True
-        if self.sleepers:
-            self.wake()
-
-    def wake(self) -> None:
-        sleepers, self.sleepers = self.sleepers, []
-        for sleeper in sleepers:
-            if not sleeper.done():
-                sleeper.set_result(None)
-
-    async def news(self, listener: _Listener) -> None:
-        """Return when there is something to read, or nothing more will come. Raises
-        DeadlineExceeded when the listener's time is up before that."""
-        while listener.next >= len(self.log) and not self.over:
-            if listener.out_of_time:
-                raise DeadlineExceeded(
-                    "The answer was not complete at the request's deadline. "
-                    "Allow more time, or ask for fewer tokens.",
-                    code="deadline_exceeded",
-                )
-            loop = asyncio.get_running_loop()
-            if listener.alarm is None and listener.trail.deadline is not None:
-                remaining_s = listener.trail.remaining_s() or 0.0
-                listener.alarm = loop.call_later(remaining_s, self._run_out, listener)
-            sleeper: asyncio.Future[None] = loop.create_future()
-            self.sleepers.append(sleeper)
-            await sleeper
-
-    def _run_out(self, listener: _Listener) -> None:
-        listener.out_of_time = True
-        self.wake()
-
-    async def next_event(self, listener: _Listener) -> Event | None:
-        """What comes next for this listener, or None after the last. Raises the flight's failure
-        after all that was said before it."""
-        if listener.read_end:
-            return None
-        await self.news(listener)
-        if listener.next < len(self.log):
-            event = self.log[listener.next]
-            listener.next += 1
-            return _as_heard(event, self, listener)
-        if self.error is not None:
-            raise _copy_of(self.error)
-        return None
 
 
 class Join:
@@ -204,7 +78,7 @@ class Join:
         self._inner = inner
         self._may_share = may_share
         self._key = key
-        self._flights: dict[_FlightKey, _Flight] = {}
+        self._flights: dict[_FlightKey, Flight] = {}
 
     @property
     def in_flight(self) -> int:
@@ -233,7 +107,7 @@ class Join:
             finally:
                 await self._leave(key, flight, listener)
 
-    def _launch(self, key: _FlightKey, call: Call, trail: Trail) -> _Flight:
+    def _launch(self, key: _FlightKey, call: Call, trail: Trail) -> Flight:
         own = Trail(
             id=trail.id,
             tenant=trail.tenant,
@@ -244,11 +118,11 @@ class Join:
             drafts=list(trail.drafts),
             traceparent=trail.traceparent,
         )
-        flight = self._flights[key] = _Flight(call, own)
+        flight = self._flights[key] = Flight(call, own)
         flight.task = asyncio.create_task(self._fly(key, flight), name=f"generation-{trail.id}")
         return flight
 
-    async def _fly(self, key: _FlightKey, flight: _Flight) -> None:
+    async def _fly(self, key: _FlightKey, flight: Flight) -> None:
         try:
             async with aclosing(self._inner(flight.call, flight.trail)) as answer:
                 async for event in answer:
@@ -266,7 +140,7 @@ class Join:
             flight.over = True
             flight.wake()
 
-    async def _leave(self, key: _FlightKey, flight: _Flight, listener: _Listener) -> None:
+    async def _leave(self, key: _FlightKey, flight: Flight, listener: Listener) -> None:
         flight.leave(listener)
         try:
             if flight.listeners or flight.over or flight.ended:
@@ -276,14 +150,14 @@ class Join:
             flight.task.cancel()
             await asyncio.wait([flight.task])
         finally:
-            _bill(flight, listener)
+            flight.bill(listener)
 
-    def _forget(self, key: _FlightKey, flight: _Flight) -> None:
+    def _forget(self, key: _FlightKey, flight: Flight) -> None:
         if self._flights.get(key) is flight:
             del self._flights[key]
 
 
-def _ask_again(flight: _Flight, listener: _Listener) -> bool:
+def _ask_again(flight: Flight, listener: Listener) -> bool:
     """Whether the flight failed, before it said anything, in a way that is not the listener's."""
     if flight.error is None or flight.log or not listener.joined or listener is flight.owner:
         return False
@@ -291,69 +165,3 @@ def _ask_again(flight: _Flight, listener: _Listener) -> bool:
         return listener.trail.remaining_s() != 0
     refused = isinstance(flight.error, TooMany | Denied)
     return refused and flight.trail.tenant != listener.trail.tenant
-
-
-def _as_heard(event: Event, flight: _Flight, listener: _Listener) -> Event:
-    """The event as this listener is to see it; brings its trail up to date at both ends."""
-    if isinstance(event, Delta):
-        return event
-    if isinstance(event, Start):
-        _tell_cache_status(flight, listener)
-        _tell(flight, listener)
-        shared = listener.joined and event.origin not in _STORED
-        origin = "joined" if shared else event.origin
-        return replace(event, id=listener.trail.id, origin=origin)
-    if isinstance(event, End):
-        listener.read_end = True
-        _tell(flight, listener)
-        if listener is not flight.owner:
-            return End(replace(event.usage, computed_tokens=0))
-        _bill(flight, listener)
-    return event
-
-
-def _bill(flight: _Flight, listener: _Listener) -> None:
-    """Tell the owner, once, what was computed in vain. If it leaves before an `End` that is there
-    already, and nobody inherits it, the whole answer was."""
-    if listener is not flight.owner:
-        return
-    listener.trail.wasted.extend(flight.trail.wasted[flight.billed :])
-    flight.billed = len(flight.trail.wasted)
-    if listener.read_end or not flight.ended:
-        return
-    listener.read_end = True
-    start, end = flight.log[0], flight.log[-1]
-    if isinstance(start, Start) and isinstance(end, End) and end.usage.computed_tokens:
-        listener.trail.cut(start.model, end.usage)
-
-
-def _tell(flight: _Flight, listener: _Listener) -> None:
-    """Copy what the flight's trail collected: stages that the listener did not go through itself,
-    and decisions made since it was last told."""
-    trail = listener.trail
-    for stage, ms in flight.trail.spans_ms.items():
-        if stage not in listener.own_spans:
-            trail.spans_ms[stage] = ms
-            trail.spans_at[stage] = flight.trail.spans_at[stage]
-    made: list[Decision] = flight.trail.decisions
-    trail.decisions.extend(made[listener.told_decisions :])
-    listener.told_decisions = len(made)
-
-
-def _tell_cache_status(flight: _Flight, listener: _Listener) -> None:
-    """The layers inside report once, on the flight's trail. A follower's own miss of the exact
-    cache becomes a collapsed one, unless the flight's second look at the store found something."""
-    trail, inner = listener.trail, flight.trail.cache
-    late_hit = any(status.layer == "exact" for status in inner)
-    outer = [status for status in trail.cache if not (late_hit and status.layer == "exact")]
-    if listener.joined:
-        outer = [replace(s, collapsed=True) if s.layer == "exact" else s for s in outer]
-    trail.cache[:] = outer + inner
-    trail.age_s = flight.trail.age_s
-
-
-def _copy_of(error: AnswerError) -> AnswerError:
-    """Each listener raises its own: one raised twice would gather everyone's traceback."""
-    own = copy.copy(error)
-    own.__cause__ = error.__cause__ or error
-    return own

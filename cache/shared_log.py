@@ -4,7 +4,7 @@
     log      sluice:1:{family}:g:flight:token    stream of posts; lives LOG_S after the last
 
 A post is a number and what was said since the one before; an empty one is a heartbeat. The log is
-read from its beginning whenever one comes, as the log of cache/join.py is.
+read from its beginning whenever one comes, as the log of cache/flight.py is.
 
 What makes a log safe to serve from: posts are numbered, so that a gap is seen; the first carries
 the call's whole key, so that nobody hears another call's answer; a post is added only while the

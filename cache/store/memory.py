@@ -30,8 +30,7 @@ Rejected: LRU, LFU (no ageing), sampling like Redis's (as good, but its tests ar
 W-TinyLFU (admission by frequency, blind to cost and size).
 
 Price: an entry whose renderer keeps a fragment grows after it was placed, and is placed anew only
-at its next hit; expired entries that nobody asks for
-stay until they sink.
+at its next hit; expired entries that nobody asks for stay until they sink.
 """
 
 from __future__ import annotations

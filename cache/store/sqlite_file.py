@@ -27,12 +27,11 @@ from cache.store.memory import MAX_USES
 from cache.store.sqlite_open import (
     OnEvent,
     Transaction,
-    WrongSchemaError,
     connect,
-    is_broken,
     leave_no_trace,
     move_aside,
     open_file,
+    open_or_start_afresh,
 )
 
 SCHEMA_VERSION: Final = 2
@@ -128,14 +127,7 @@ class SqliteWriter:
 
     def open(self) -> None:
         """Open or make the file; one that cannot be read is moved aside first."""
-        try:
-            self._open_as_it_is()
-        except WrongSchemaError as error:
-            self.start_afresh(str(error))
-        except sqlite3.DatabaseError as error:
-            if not is_broken(error):
-                raise
-            self.start_afresh(f"it cannot be read ({error})")
+        open_or_start_afresh(self._open_as_it_is, self.start_afresh)
 
     def start_afresh(self, why: str) -> None:
         self.close()

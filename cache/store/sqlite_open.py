@@ -72,6 +72,18 @@ def open_file(path: Path, schema: str, version: int) -> sqlite3.Connection:
     return connection
 
 
+def open_or_start_afresh(open_it: Callable[[], None], start_afresh: Callable[[str], None]) -> None:
+    """What to do with a file that cannot be read, told why. Other errors are raised."""
+    try:
+        open_it()
+    except WrongSchemaError as error:
+        start_afresh(str(error))
+    except sqlite3.DatabaseError as error:
+        if not is_broken(error):
+            raise
+        start_afresh(f"it cannot be read ({error})")
+
+
 def leave_no_trace(connection: sqlite3.Connection) -> None:
     """What was erased goes out of the write-ahead log, too, unless a reader still needs that; then
     the next erasure, or closing, does it. `secure_delete` overwrites it in the file itself."""
