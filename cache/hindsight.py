@@ -81,15 +81,17 @@ class Hindsight:
         self.remember(answer, replace(given, heard=True))
         right = score >= 0.5
         if correct is not None:
-            was = text_of(group.recording)
-            scope = given.space.origin.scope
-            label = await agree("", correct, was, embed=lambda text: self._embed(text, scope))
-            right = label.right
+            right = await self._says_the_same(correct, text_of(group.recording), scope)
         if right:
             given.space.praise(given.group)
         else:
             self._complain(given)
         return "taught"
+
+    async def _says_the_same(self, correct: str, was: str, scope: str) -> bool:
+        """As far as can be told without a judge, who alone would have to know the question."""
+        label = await agree("", correct, was, embed=lambda text: self._embed(text, scope))
+        return label.right
 
     def _complain(self, given: Given) -> None:
         space, number = given.space, given.group

@@ -180,20 +180,9 @@ class Feed(Generic[T]):
         epoch = await self._current_epoch()
         # Not when the reply is read here: this loop may have stood still since Redis sent it.
         asked_at = self._clock()
-        block_ms = max(1, int(block_s * 1e3))
-        [reply] = await self._ask(
-            (
-                "XREAD",
-                "COUNT",
-                _AT_ONCE,
-                "BLOCK",
-                block_ms,
-                "STREAMS",
-                self._topic.stream,
-                self._position,
-            ),
-            extra_s=block_s,
-        )
+        blocking = ("COUNT", _AT_ONCE, "BLOCK", max(1, int(block_s * 1e3)))
+        read = ("XREAD", *blocking, "STREAMS", self._topic.stream, self._position)
+        [reply] = await self._ask(read, extra_s=block_s)
         if epoch != self._epoch:
             self._epoch = epoch
             await self._tell(self._topic.everything)
