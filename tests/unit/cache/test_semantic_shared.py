@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import AsyncIterator
 
 import pytest
 
+from cache.agree import text_of
 from cache.archive import Erasure, Kept, Lesson, MemoryArchive, Summary
 from cache.archive_redis import RedisArchive
 from cache.namespace import Terms
@@ -13,7 +15,7 @@ from cache.semantic import budgeted
 from cache.store.base import StoreFault
 from cache.store.redis_line import RedisLine
 from cache.verify import Policy
-from cache.verify_others import Static
+from cache.verify_others import Static, VCache
 from tests.support.archived import loaded
 from tests.support.house import AGAIN, FIRST, House
 from tests.support.recordings import call_of
@@ -59,6 +61,11 @@ def entries(house: House) -> int:
     return sum(state.entries for state in house.semantic.state())
 
 
+def wordings(house: House) -> list[str]:
+    spaces = house.semantic._spaces._spaces.values()
+    return [text_of(group.recording) for space in spaces for group in space._groups.values()]
+
+
 @slow
 async def test_what_one_has_answered_the_other_serves(pair: list[House]) -> None:
     one, two = pair
@@ -77,6 +84,24 @@ async def test_what_one_purges_the_other_forgets(pair: list[House]) -> None:
     await eventually(lambda: entries(two) == 1)
     assert await two.semantic.purge(tag="a") == 1
     await eventually(lambda: entries(one) == 0)
+
+
+@slow
+async def test_a_wording_that_another_gateway_alone_holds_is_erased_there(
+    server: RedisServer,
+) -> None:
+    """vCache keeps no question of bob's, but his answer's wording, and tells no other gateway."""
+    houses = await open_houses(server, *(VCache(0.05, random.Random(n)) for n in (1, 2)))
+    one, two = houses
+    one.model.knows, two.model.knows = {FIRST: "In the app."}, {AGAIN: "in the app"}
+    one.owner, two.owner = "ann", "bob"
+    await one.ask(FIRST)
+    await eventually(lambda: entries(two) == 1)
+    await two.ask(AGAIN)
+    assert (wordings(one), wordings(two)) == (["In the app."], ["in the app"])
+    await one.semantic.purge(owner="bob")
+    await eventually(lambda: wordings(two) == [])
+    await close(houses)
 
 
 @slow
