@@ -232,18 +232,21 @@ class RedisLine:
             raise StoreAway("Redis does not answer; it is asked again in the background.")
 
     async def _send(self, commands: tuple[Command, ...], timeout_s: float) -> list[Any]:
+        replies = await self._within(timeout_s, commands)
+        self.breaker.success()
+        return replies
+
+    async def _within(self, timeout_s: float, commands: tuple[Command, ...]) -> list[Any]:
         lag = Lag(timeout_s, self._clock)
         try:
             async with asyncio.timeout(timeout_s):
-                replies = await _pipeline(self._require_open(), commands)
+                return await _pipeline(self._require_open(), commands)
         except Exception as error:
             if isinstance(error, TimeoutError) and lag.stop() <= timeout_s / 2:
                 raise self._late(f"No answer from Redis within {timeout_s:g} s.") from error
             raise self._failed(error) from error
         finally:
             lag.stop()
-        self.breaker.success()
-        return replies
 
     async def _exchange(self, commands: tuple[Command, ...]) -> list[Any]:
         async with asyncio.timeout(self._straggler_s):
@@ -291,8 +294,7 @@ class RedisLine:
             if not self.breaker.may_try():
                 continue
             try:
-                async with asyncio.timeout(self._work_s):
-                    await _pipeline(self._require_open(), (("PING",),))
+                await self._within(self._work_s, (("PING",),))
                 await self._send((("PING",),), self.patience_s)
             except StoreLate:
                 self.breaker.undecided()

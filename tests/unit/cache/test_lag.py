@@ -86,10 +86,10 @@ async def test_a_redis_that_answers_again_to_a_stalled_loop_is_taken_back_when_i
     redis7: RedisServer,
 ) -> None:
     events: list[str] = []
-    async with opened(redis7, events) as line:
+    async with opened(redis7, events, patience_s=0.2) as line:
         for _ in range(LIMIT):
             line._book_failure("Redis was away.")
-        async with stalled(PATIENCE_S / 2):
+        async with stalled(0.1):
             await asyncio.sleep(4 * line.breaker.wait_s)
         await eventually(lambda: line.breaker.closed)
         await eventually(lambda: len(events) == 2)
