@@ -26,6 +26,7 @@ from pathlib import Path
 
 from bench.semantic_fresh import FRESH, Arranged
 from bench.semantic_lines import HEADER, Line, Runs, show, summarise, tally
+from bench.semantic_picture import draw
 from bench.semantic_replay import Pool, play
 from bench.semantic_streams import STREAMS, Stream
 from cache.verify import Policy
@@ -94,34 +95,6 @@ def measure(
     return lines
 
 
-def plot(lines: Sequence[Line], path: Path) -> None:
-    """Hit rate against error, one panel a stream."""
-    import matplotlib as mpl  # an extra, for this picture only
-
-    mpl.use("Agg")
-    from matplotlib import pyplot
-
-    streams = list(dict.fromkeys(line.stream for line in lines))
-    figure, axes = pyplot.subplots(
-        1, len(streams), figsize=(4 * len(streams), 3.6), squeeze=False, layout="constrained"
-    )
-    for axis, stream in zip(axes[0], streams, strict=True):
-        for family in ("ours", "pooled", "vcache", "static"):
-            points = [
-                (line.wrong, line.hit)
-                for line in lines
-                if line.stream == stream and line.policy.startswith(family)
-            ]
-            if points:
-                axis.plot(*zip(*sorted(points), strict=True), "o-", label=family, markersize=4)
-        axis.set_title(stream)
-        axis.set_xscale("symlog", linthresh=0.05)
-        axis.set_xlabel("wrong hits, % of requests")
-    axes[0][0].set_ylabel("hits, % of requests")
-    axes[0][0].legend()
-    figure.savefig(path)
-
-
 def named(names: Sequence[str], data: Path) -> list[Stream | Arranged]:
     """The streams called `names`, read from the folder `data`; "all" and "fresh" are many."""
     groups = {"all": [*STREAMS], "fresh": [*FRESH]}
@@ -151,7 +124,7 @@ def main() -> None:
     for stream in named(given.streams.split(","), given.data):
         lines += measure(stream, given.embeddings, policies, given.seeds, runs)
     if given.plot:
-        plot(lines, given.plot)
+        draw(lines, given.plot)
 
 
 if __name__ == "__main__":

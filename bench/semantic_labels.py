@@ -42,7 +42,7 @@ from cache.verify_budget import Budgeted, Terms
 ERRORS = (0.005, 0.01, 0.02, 0.05)
 PAIRS = 600
 """Of each sort, for each kind."""
-FEWER = 20
+FEWER = 10
 """Seeds of all labels but those of the labeller alone, at most."""
 ORDERS = 3
 """Orders of a stream from which its pairs are taken."""

@@ -100,6 +100,13 @@ class Runs:
         keys = ((stream, policy, max_error, seed) for seed in range(seeds))
         return [self._known[key] for key in keys if key in self._known]
 
+    def lines(self) -> list[Line]:
+        """All that was run, one line for each stream, policy and error."""
+        sorts: dict[tuple[str, str, float], list[Run]] = {}
+        for (stream, policy, error, _), run in self._known.items():
+            sorts.setdefault((stream, policy, error), []).append(run)
+        return [summarise(runs) for runs in sorts.values()]
+
 
 @dataclass(frozen=True, slots=True)
 class Line:
