@@ -7,8 +7,8 @@ Choice. Cheap and sure tests first, each label marked with what it rests on:
 
     equal      the same JSON value; the same words in the same order, but for case, space,
                punctuation, markup and politeness if they hold no code
-    facts      they do not say the same numbers and signs, in one spelling; one of them negates; one
-               says yes and the other no
+    facts      they do not say the same figures with the same signs, in one spelling; only one of
+               them negates; one says yes and the other no
     meaning    the cosine of the two answers' embeddings is so low that they cannot be the same
     judge      a model decides all others, if one is given
     unclear    nothing decides: counted as wrong, which costs hits and never the promise
@@ -18,8 +18,8 @@ the embedder's window are compared by the words they share, under the same name 
 
 Rejected: a high cosine for "the same". At .92 it took Friday for Monday, Laura Chen for Maria Chen,
 "A before B" for "B before A" and 22 labs with 15 lectures for 15 with 22, the more often the longer
-the answer: of pairs that differ so, a third (bench/semantic_labels.py). It found one in ten that
-said the same. Whoever has no judge learns from answers that come out in the same words.
+the answer: of pairs that differ so, up to half (bench/semantic_labels.py), and few said the same
+that were not found otherwise. Whoever has no judge learns from answers in the same words.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from typing import Literal
 
 import numpy as np
 
-from cache.agree_marks import holds_code, same_figures, tidy
+from cache.agree_marks import holds_code, same_figures, same_signs, tidy
 from cache.agree_words import core, says_yes_or_no
 from cache.embed import EmbedError, Vector
 from cache.replay import Recording
-from cache.verify_facts import Facts, read
+from cache.verify_facts import Facts, negations, read
 from engine.contract import Delta
 
 Source = Literal["equal", "facts", "meaning", "judge", "unclear"]
@@ -47,8 +47,8 @@ Judge = Callable[[str, str, str], Awaitable[bool | None]]
 Embed = Callable[[str], Awaitable[Vector]]
 
 DIFFERENT = 0.4
-"""Cosine of answers below which no judge is asked: three in a hundred that say the same are there,
-and half of those that do not. At .8 it was a quarter (bench/semantic_labels.py)."""
+"""Cosine of answers below which no judge is asked. At most two in a hundred that say the same are
+there; below .8 it is up to a third (bench/semantic_labels.py)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +103,13 @@ def at_a_glance(fresh: str, cached: str) -> Label | None:
 
 
 def _contradict(fresh: str, cached: str) -> bool:
+    """Yes and no; other signs beside numbers; one negates oddly and the other nothing. Number words
+    are for a judge: "first" and "once" count nothing."""
     if {says_yes_or_no(fresh), says_yes_or_no(cached)} == {"yes", "no"}:
         return True
-    one, other = read(fresh), read(cached)
-    return one.numbers != other.numbers or one.negated != other.negated
+    one, other = negations(read(fresh)), negations(read(cached))
+    odd_against_none = min(one, other) == 0 and max(one, other) % 2 == 1
+    return odd_against_none or not same_signs(fresh, cached)
 
 
 def _overlap(one: Facts, other: Facts) -> float:

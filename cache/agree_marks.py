@@ -32,6 +32,10 @@ _CODE: Final = re.compile(
 _NUMBER: Final = r"(?<!\w)\.*\d+(?:[.,:/]+\d+)*!?"
 _FIGURE: Final = re.compile(_NUMBER)
 _UNIT: Final = re.compile(r"\d\s?([^\W\d_]{1,3})\b")
+_SIGNED: Final = re.compile(
+    r"[-−+±~<>≤≥=$€£¥√^×÷*/]+(?=\s?\.?\d)|(?<=\d)\s?[%‰°$€£¥^×÷*/=<>≤≥+]", re.UNICODE
+)
+_BULLETS: Final = re.compile(r"^[ \t]*[-*+•>]+[ \t]+", re.MULTILINE)
 _BRACKETED: Final = re.compile(r"\(\s*[-−]?[\d.]|\d\s*\)")
 _FORMULA: Final = re.compile(_NUMBER + r"|[-−+*/^=×÷()]")
 
@@ -57,6 +61,16 @@ def same_figures(one: str, other: str) -> bool:
     if _BRACKETED.search(one) or _BRACKETED.search(other):
         return _FORMULA.findall(one) == _FORMULA.findall(other)
     return True
+
+
+def same_signs(one: str, other: str) -> bool:
+    """Whether both have the same signs beside their numbers: -5, 5 %, £5. A dash, a quoted line or
+    a list is no sign."""
+    return _signs(one) == _signs(other)
+
+
+def _signs(text: str) -> set[str]:
+    return {sign.strip() for sign in _SIGNED.findall(_BULLETS.sub("", text))}
 
 
 def _recased(unit: str, others: set[str]) -> bool:

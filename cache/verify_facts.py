@@ -154,6 +154,11 @@ def _counts(word: str) -> bool:
     return not _is_symbol(word)
 
 
+def negations(facts: Facts) -> int:
+    """How many words negate."""
+    return sum(map(_negates, facts.words))
+
+
 def _negates(word: str) -> bool:
     return word in NEGATIONS or word.endswith("n't")
 

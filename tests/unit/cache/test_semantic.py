@@ -652,6 +652,36 @@ class TestAgree:
         assert label is not None
         assert (label.right, label.source) == (True, "equal")
 
+    @pytest.mark.parametrize(
+        ("fresh", "cached"),
+        [
+            ("It moved by +5 points.", "It moved by -5 points."),
+            ("It is 5 % of it.", "It is 5 of it."),
+            ("It costs £5.", "It costs 5."),
+            ("It is open.", "It is not open."),
+            ("It is x = 5.", "It is x > 5."),
+        ],
+    )
+    async def test_a_sign_beside_a_number_and_a_negation_need_no_judge(
+        self, fresh: str, cached: str
+    ) -> None:
+        for pair in ((fresh, cached), (cached, fresh)):
+            label = at_a_glance(*pair)
+            assert label is not None
+            assert (label.right, label.source) == (False, "facts")
+
+    @pytest.mark.parametrize(
+        ("fresh", "cached"),
+        [
+            ("Take MATH 370 first.", "You need MATH 370."),
+            ("No, auditors cannot take it.", "Auditors cannot enrol."),
+            ("> It meets on Monday, in the hall.", "The hall, on Monday."),
+            ("- 3 labs are held", "3 labs"),
+        ],
+    )
+    def test_what_counts_nothing_is_for_a_judge(self, fresh: str, cached: str) -> None:
+        assert at_a_glance(fresh, cached) is None
+
     def test_what_is_nothing_but_polite_says_what_it_says(self) -> None:
         label = at_a_glance("Sure!", "Thank you!")
         assert label is None or not label.right
