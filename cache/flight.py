@@ -61,6 +61,10 @@ class Flight:
     """How much of the trail's waste the owner has been told."""
     task: asyncio.Task[None] | None = None
     sleepers: list[asyncio.Future[None]] = field(default_factory=list)
+    door: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Its owners leave through it, one at a time: the next one's money may have to be asked for."""
+    orphaned: bool = False
+    """Its owner left, and nobody else can pay for it."""
 
     def enter(self, trail: Trail) -> Listener:
         listener = Listener(trail, self.owner is not None, frozenset(trail.spans_ms))
@@ -75,24 +79,40 @@ class Flight:
         self.listeners.remove(listener)
         if listener.alarm is not None:
             listener.alarm.cancel()
-        failed = self.over and not self.ended
-        if failed or not self.listeners:
-            return
-        self._extend_deadline()
-        heirs = [other for other in self.listeners if not other.read_end]
-        if listener is self.owner and not listener.read_end and heirs:
-            self._pass_on(heirs[0])
+        if self.listeners and not self.over:
+            self._extend_deadline()
 
     def _extend_deadline(self) -> None:
         deadlines = [listener.trail.deadline for listener in self.listeners]
         known = [deadline for deadline in deadlines if deadline is not None]
         self.trail.deadline = max(known) if len(known) == len(deadlines) else None
 
-    def _pass_on(self, heir: Listener) -> None:
+    async def bequeath(self) -> None:
+        """Find another owner for one that has left: of the same tenant, or one that can pay."""
         assert self.owner is not None
-        self.owner = heir
-        self.trail.tenant, self.trail.user = heir.trail.tenant, heir.trail.user
-        self.trail.share = heir.trail.share
+        tenant, refused = self.owner.trail.tenant, set[str]()
+        while (heir := self._heir(tenant, refused)) is not None:
+            name = heir.trail.tenant
+            try:
+                if name != tenant and (self.ended or not await self._hand_over(name)):
+                    return
+            except AnswerError:
+                refused.add(name)
+                continue
+            self.owner = heir
+            self.trail.tenant, self.trail.user = name, heir.trail.user
+            self.trail.share = heir.trail.share
+            return
+        self.orphaned = bool(self.listeners) and not self.ended
+
+    def _heir(self, tenant: str, refused: set[str]) -> Listener | None:
+        heirs = [one for one in self.listeners if not one.read_end]
+        heirs.sort(key=lambda one: one.trail.tenant != tenant)
+        return next((one for one in heirs if one.trail.tenant not in refused), None)
+
+    async def _hand_over(self, heir: str) -> bool:
+        purse = self.trail.purse
+        return purse is None or await purse.pass_on(heir)
 
     def append(self, event: Event) -> None:
         self.log.append(event)

@@ -18,7 +18,8 @@ stream, and a slow one holds up nobody.
   deadline.
 - The owner is who pays: the flight runs in its tenant's name and it alone is told of the computed
   tokens, and of those that were computed in vain. That is the first listener, and when it hangs up,
-  the next.
+  another: one of its tenant, or one whose tenant takes over what is reserved (`Purse`). Where none
+  can pay, the flight ends, and the first pays for what there was.
 - A failure is reported to everyone, once each. Two are somebody's own: a refusal of the owner's
   tenant (its rate, its budget) is not another tenant's, and a flight that died of its deadline is
   asked again by who has time left. In each such round an owner drops out, so rounds end.
@@ -130,7 +131,7 @@ class Join:
         except AnswerError as error:
             flight.error = error
         except asyncio.CancelledError:
-            flight.error = Failed("The server stopped the generation. Try the request again.")
+            flight.error = _orphaned() if flight.orphaned else _stopped()
             raise
         except Exception as error:  # noqa: BLE001  reported to every listener
             flight.error = Failed("The answer could not be computed. Try the request again.")
@@ -143,18 +144,40 @@ class Join:
     async def _leave(self, key: _FlightKey, flight: Flight, listener: Listener) -> None:
         flight.leave(listener)
         try:
-            if flight.listeners or flight.over or flight.ended:
-                return
-            self._forget(key, flight)
-            assert flight.task is not None
-            flight.task.cancel()
-            await asyncio.wait([flight.task])
+            if listener is flight.owner or flight.door.locked():
+                async with flight.door:
+                    await self._leave_owned(key, flight, listener)
         finally:
             flight.bill(listener)
+
+    async def _leave_owned(self, key: _FlightKey, flight: Flight, listener: Listener) -> None:
+        """Who pays leaves: another takes over, or it ends, or (it is paid) its end is awaited."""
+        if listener is not flight.owner or listener.read_end or (flight.over and not flight.ended):
+            return
+        await flight.bequeath()
+        if flight.owner is not listener or flight.over or flight.ended:
+            return
+        assert flight.task is not None
+        if flight.orphaned or not flight.listeners:
+            self._forget(key, flight)
+            flight.task.cancel()
+        await asyncio.wait([flight.task])
 
     def _forget(self, key: _FlightKey, flight: Flight) -> None:
         if self._flights.get(key) is flight:
             del self._flights[key]
+
+
+def _stopped() -> AnswerError:
+    return Failed("The server stopped the generation. Try the request again.")
+
+
+def _orphaned() -> AnswerError:
+    return TooMany(
+        "Who began this answer has left, and no tenant that waits for it has the budget and the "
+        "tokens a minute that the whole of it may take. Ask again for fewer max_tokens, or later.",
+        code="answer_orphaned",
+    )
 
 
 def _ask_again(flight: Flight, listener: Listener) -> bool:

@@ -267,6 +267,15 @@ class Waste:
     """A model elsewhere did not say, and its tokens are guessed from the text."""
 
 
+class Purse(Protocol):
+    """What is reserved for an answer, in the name of the tenant that pays for it."""
+
+    async def pass_on(self, heir: str) -> bool:
+        """Reserve in another tenant's name instead. False: too late, the first has paid. Raises
+        AnswerError where the heir has not got what it takes; then nothing has changed."""
+        ...
+
+
 @dataclass(slots=True)
 class Trail:
     """Who asks, until when, and what happened on the way. Owned by one request, never shared:
@@ -298,6 +307,8 @@ class Trail:
     """The W3C trace context that what happens inside belongs to; empty: none."""
     client_id: str = ""
     """What the caller calls this request (its own `x-request-id`); empty: nothing."""
+    purse: Purse | None = None
+    """What is reserved for this answer; None where nothing is (yet)."""
 
     def remaining_s(self) -> float | None:
         """Seconds until the deadline, never below 0; None without one."""

@@ -6,8 +6,9 @@ of identical requests in flight one pays, the one whose generation it is.
 Before: tokens by estimate (`Worth.tokens`, a fair guess: it is corrected, and a minute is short),
 money by an upper bound (`Worth.most`: a byte of text is a token at most, an answer is as long as it
 may be), so that all that runs at one time cannot overspend. After: what `End` says, at the prices
-of who answered, and what was thrown away on the way (`Trail.wasted`). Who began a generation pays
-for it, even where tenants of one group share it and another inherits it.
+of who answered, and what was thrown away on the way (`Trail.wasted`). Where tenants of a group
+share a generation and who began it leaves, the heir reserves before the first is let go
+(`_Bill.pass_on`): budget and account always charge the same one.
 
 An answer that was cut, or failed, is settled by what was produced, as whoever computed it told the
 trail (`Trail.cut`), be it before its first token: money, tokens and the account by one number.
@@ -15,7 +16,7 @@ trail (`Trail.cut`), be it before its first token: money, tokens and the account
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -43,6 +44,8 @@ MESSAGE_TOKENS = 16
 TEMPLATE_TOKENS = 64
 NOT_TEXT_TOKENS = 16_384
 """What an image is counted as, at most, whatever its bytes."""
+ALONE = frozenset({"tenant", "user"})
+"""Scopes in which no other tenant shares a generation, and none inherits it."""
 GUESSED_ANSWER = 512
 """For the rate, where a request does not say how long its answer may be."""
 LONGEST_UNKNOWN = 8192
@@ -134,16 +137,15 @@ class SpendLayer:
 
     def __call__(self, call: Call, trail: Trail) -> Answer:
         tenant = self._roster[trail.tenant]
-        if tenant.tpm is None and tenant.budget_usd_day is None and tenant.budget_usd_month is None:
+        limits = (tenant.tpm, tenant.budget_usd_day, tenant.budget_usd_month)
+        if tenant.cache_scope in ALONE and not any(one is not None for one in limits):
             return self._inner(call, trail)
         return self._paid(call, trail)
 
     async def _paid(self, call: Call, trail: Trail) -> Answer:
-        worth = self._appraiser.worth(call)
-        tokens = await self._limits.admit_tokens(trail.tenant, worth.tokens)
-        bill = _Bill(call.model, trail, self._prices, tokens)
+        bill = _Bill(call.model, trail, self._prices, self._hold, self._appraiser.worth(call))
         try:
-            bill.ticket = await self._budgets.reserve(self._roster[trail.tenant], worth.most)
+            await bill.reserve()
             answer = self._inner(call, trail)
             try:
                 async for event in answer:
@@ -154,19 +156,75 @@ class SpendLayer:
         finally:
             bill.settle(Usage(0, 0))
 
+    async def _hold(self, tenant: str, worth: Worth) -> _Hold:
+        """Raises TooMany where the tenant has not got it."""
+        tokens = await self._limits.admit_tokens(tenant, worth.tokens)
+        try:
+            ticket = await self._budgets.reserve(self._roster[tenant], worth.most)
+        except BaseException:
+            if tokens is not None:
+                tokens.settle(0)
+            raise
+        return _Hold(tenant, tokens, ticket)
+
+
+@dataclass(frozen=True, slots=True)
+class _Hold:
+    """What one tenant has reserved for an answer. Settled once."""
+
+    tenant: str
+    tokens: Tokens | None
+    ticket: Ticket
+
+    def settle(self, tokens: int, nano: int) -> None:
+        if self.tokens is not None:
+            self.tokens.settle(tokens)
+        self.ticket.settle(nano)
+
 
 class _Bill:
-    """What one answer costs. Settled once: at its `End`, or, when it was cut, by the waste."""
+    """What one answer costs, and who pays it (it is the trail's purse). Settled once: at its `End`,
+    or, when it was cut, by the waste."""
 
-    def __init__(self, model: str, trail: Trail, prices: Prices, tokens: Tokens | None) -> None:
+    def __init__(
+        self,
+        model: str,
+        trail: Trail,
+        prices: Prices,
+        hold: Callable[[str, Worth], Awaitable[_Hold]],
+        worth: Worth,
+    ) -> None:
         self._model = model
         self._origin = model
         self._trail = trail
         self._wasted_before = len(trail.wasted)
         self._prices = prices
-        self._tokens = tokens
+        self._reserve = hold
+        self._worth = worth
+        self._held: _Hold | None = None
         self._settled = False
-        self.ticket: Ticket | None = None
+
+    async def reserve(self) -> None:
+        """In the name of who pays, who may change while a store is asked. Raises TooMany."""
+        self._trail.purse = self
+        while True:
+            held = await self._reserve(self._trail.tenant, self._worth)
+            if held.tenant == self._trail.tenant:
+                self._held = held
+                return
+            held.settle(0, 0)
+
+    async def pass_on(self, heir: str) -> bool:
+        """See `Purse`. Before anything is held, `reserve` will see the new name."""
+        if self._settled or self._held is None:
+            return not self._settled
+        held = await self._reserve(heir, self._worth)
+        if self._settled:
+            held.settle(0, 0)
+            return False
+        self._held.settle(0, 0)
+        self._held = held
+        return True
 
     def see(self, event: Event) -> None:
         """Called before the event is handed on, so that no `End` is seen by a caller unpaid."""
@@ -180,14 +238,13 @@ class _Bill:
         if self._settled:
             return
         self._settled = True
+        if self._held is None:
+            return
         wasted = self._trail.wasted[self._wasted_before :]
-        if self._tokens is not None:
-            used = sum(_computed(one) for one in (usage, *(waste.usage for waste in wasted)))
-            self._tokens.settle(used)
-        if self.ticket is not None:
-            spent = self._prices.account(self._model, self._origin, usage).spent
-            spent += sum(self._prices.account_waste(w.model, w.usage).spent for w in wasted)
-            self.ticket.settle(spent)
+        tokens = sum(_computed(one) for one in (usage, *(waste.usage for waste in wasted)))
+        spent = self._prices.account(self._model, self._origin, usage).spent
+        spent += sum(self._prices.account_waste(w.model, w.usage).spent for w in wasted)
+        self._held.settle(tokens, spent)
 
 
 def _computed(usage: Usage) -> int:

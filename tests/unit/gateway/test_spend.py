@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from typing import Any
 
 import httpx
@@ -190,3 +191,96 @@ def test_an_image_is_bounded_whatever_its_bytes() -> None:
         for size in (10, 1_000_000)
     }  # fmt: skip
     assert sizes == {(NOT_TEXT_TOKENS + 80) * IN + OUT}
+
+
+# --------------------------------------------------------------------------- who inherits
+
+
+def pair(**right: Any) -> Any:
+    """Two tenants that share what they are told; `left` begins."""
+    common: dict[str, Any] = {"cache_scope": "group:pair"}
+    left = Tenant(name="left", keys=(hash_of("sk-left"),), budget_usd_day=1.0, tpm=5000, **common)
+    other = Tenant(name="right", keys=(hash_of("sk-right"),), **common, **right)
+    return settings_for_tests(tenants=(Tenant(name="default"), left, other))
+
+
+def hash_of(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+async def ask_as(running: Running, tenant: str) -> httpx.Response:
+    body = {"model": "small", "messages": [{"role": "user", "content": "one two"}],
+            "stream": True, "max_tokens": 20}  # fmt: skip
+    key = {"authorization": f"Bearer sk-{tenant}"}
+    return await running.client.post("/v1/chat/completions", json=body, headers=key)
+
+
+async def left_leaves(running: Running, model: FakeModel) -> httpx.Response:
+    """Both ask the same; the one who began leaves. What the other hears."""
+    first = asyncio.create_task(ask_as(running, "left"))
+    await eventually(lambda: model.calls)
+    second = asyncio.create_task(ask_as(running, "right"))
+    await eventually(lambda: running.system.drain.inflight == 2)
+    await asyncio.sleep(0.05)
+    first.cancel()
+    await eventually(lambda: running.system.drain.inflight == 1 or second.done())
+    assert model.gate is not None
+    model.gate.set()
+    heard = await second
+    await eventually(lambda: not running.system.drain.inflight)
+    return heard
+
+
+async def spent_by(running: Running) -> tuple[dict[str, int], dict[str, int]]:
+    """Nano-US-dollars by tenant: as the account says, and as the budgets do."""
+    rollup = running.system.rollup
+    rollup.fold()
+    account = {"left": 0, "right": 0}
+    for (tenant, _), nano in rollup.spent().items():
+        account[tenant] += nano
+    budgets = {}
+    for tenant in account:
+        told = (await running.client.get(f"/admin/tenants/{tenant}")).json()["budgets"]
+        budgets[tenant] = round(told[0]["used_usd"] * 1e9) if told else 0
+    return account, budgets
+
+
+async def tokens_used(running: Running, tenant: str) -> int:
+    key = {"authorization": f"Bearer sk-{tenant}"}
+    reply = await running.client.post("/v1/chat/completions", content=b"{", headers=key)
+    return 5000 - int(reply.headers["x-ratelimit-remaining-tokens"])
+
+
+async def test_who_inherits_a_generation_is_charged_by_account_and_budget_alike() -> None:
+    model = FakeModel(gate=asyncio.Event())
+    limits = pair(budget_usd_day=1.0, tpm=5000)
+    async with serving(limits, {"small": model, "large": model}) as running:
+        heard = await left_leaves(running, model)
+        assert heard.headers["sluice-origin"] == "joined"
+        assert heard.text.endswith("[DONE]\n\n")
+        account, budgets = await spent_by(running)
+        assert account == budgets == {"left": 0, "right": 5 * IN + 4 * OUT}
+        assert await tokens_used(running, "left") == 0
+        assert await tokens_used(running, "right") == 7 + 4
+        assert len(model.calls) == 1
+
+
+async def test_an_heir_without_limits_takes_over_and_the_first_is_free() -> None:
+    model = FakeModel(gate=asyncio.Event())
+    async with serving(pair(), {"small": model, "large": model}) as running:
+        assert (await left_leaves(running, model)).status_code == 200
+        account, budgets = await spent_by(running)
+        assert account == {"left": 0, "right": 5 * IN + 4 * OUT}
+        assert budgets["left"] == 0
+        assert await tokens_used(running, "left") == 0
+
+
+async def test_where_the_heir_cannot_pay_it_ends_and_the_first_pays_for_what_there_was() -> None:
+    model = FakeModel(gate=asyncio.Event())
+    broke = pair(budget_usd_day=0.00001)
+    async with serving(broke, {"small": model, "large": model}) as running:
+        heard = await left_leaves(running, model)
+        assert '"code":"answer_orphaned"' in heard.text
+        account, budgets = await spent_by(running)
+        assert account == budgets == {"left": 5 * IN, "right": 0}
+        assert model.closed_early
