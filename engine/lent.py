@@ -13,7 +13,9 @@ Choice. While several tenants are about:
                    step that somebody arrives in is short. They are not fewer, they are spread.
     one step       is computed without those who crowd, where somebody's answer begins with it; as
                    long as what was computed without them is no more than what was with them, and a
-                   step's tokens besides.
+                   step's tokens besides. Prompts wait already where their tenant has more than its
+                   part of what runs and was served more: with a limit of four requests at a time
+                   nobody crowds, and still fills each step with up to four prompts.
     turns          who does not crowd may be ahead by a step's tokens in what it was served, so that
                    two questions in a row are not one too many.
 
@@ -99,13 +101,11 @@ class Lent:
         return max(sequences, key=lambda s: (level(s.tenant), s.arrival, s.id), default=None)
 
     def without_the_crowd(self, step: Step) -> list[Chunk]:
-        """The step's chunks; those of tenants that crowd only if it is not somebody's first."""
-        chunks, level, crowds = step.chunks, self._fair.level, self._parts.crowds
-        owed = [before for tenant, before in step.firsts.items() if not crowds(tenant)]
-        least = min(owed, default=math.inf) - self._most
-        few = [
-            c for c in chunks if level(c.sequence.tenant) < least or not crowds(c.sequence.tenant)
-        ]
+        """The step's chunks; if somebody's first token is drawn in it, those of tenants that crowd,
+        and prompts of whoever exceeds its part, only as far as they are owed as well."""
+        chunks = step.chunks
+        owed = {t: before for t, before in step.firsts.items() if not self._parts.crowds(t)}
+        few = [c for c in chunks if not self._may_wait(c, owed)]
         cost = max(self._least, sum(c.length for c in few))
         if len(few) < len(chunks) and cost <= self._patience:
             self._patience -= cost
@@ -113,6 +113,15 @@ class Lent:
         cost = max(self._least, sum(c.length for c in chunks))
         self._patience = min(self._most, self._patience + cost)
         return chunks
+
+    def _may_wait(self, chunk: Chunk, owed: dict[str, float]) -> bool:
+        """Whether it can sit a step out for the first tokens of others, whose levels are given."""
+        tenant = chunk.sequence.tenant
+        least = min((before for t, before in owed.items() if t != tenant), default=math.inf)
+        level = self._fair.level(tenant)
+        if self._parts.crowds(tenant):
+            return level >= least - self._most
+        return chunk.length > 1 and level >= least and self._parts.exceeds(tenant)
 
     def _borrowers(
         self, tenant: str, running: Iterable[Sequence], fresh: Container[Sequence]

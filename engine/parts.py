@@ -105,5 +105,10 @@ class Parts:
         own = self._about[tenant].running + more
         return own > self._many and own > self.part(tenant, self._running + more)
 
+    def exceeds(self, tenant: str) -> bool:
+        """Whether it has several running, and more than its part of what runs."""
+        own = self._about[tenant].running
+        return own > 1 and own > self.part(tenant, self._running)
+
     def _add_up(self) -> None:
         self._shares = sum(about.share for about in self._about.values())

@@ -132,10 +132,14 @@ class Exchange:
     async def send_whole(self, body: bytes) -> None:
         self.status = 200
         self.head_sent = True
+        await self._send_json(200, self._headers(), body)
+
+    async def _send_json(self, status: int, headers: Headers, body: bytes) -> None:
+        """`headers` are ours, and say nothing of the connection."""
         head = {
             "type": "http.response.start",
-            "status": 200,
-            "headers": [JSON, *self._headers()],
+            "status": status,
+            "headers": [JSON, *headers],
             "sluice.trusted": len(body),
         }
         await self._send(head)
@@ -158,7 +162,9 @@ class Exchange:
         if reply.status in {408, 413, 503}:
             # A body may still be on its way; what follows it would be misread.
             headers.append((b"connection", b"close"))
-        await respond(self._send, reply.status, reply.body, headers, JSON)
+            await respond(self._send, reply.status, reply.body, headers, JSON)
+        else:
+            await self._send_json(reply.status, headers, reply.body)
 
     # ---------------------------------------------------------------- in events
 

@@ -8,7 +8,8 @@ up.
 Tokens are an estimate when they are let in and are corrected when the answer has ended: what a
 minute's tokens really were holds back who comes next, not who has been let in.
 
-A refused request is not counted: who retries as told is let in as soon as the window allows.
+What a limit refuses is not counted: who retries as told is let in as soon as the window allows. All
+else is, also what cannot be read or may not be asked: else a flood of nonsense would be free.
 """
 
 from __future__ import annotations

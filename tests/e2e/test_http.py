@@ -333,7 +333,7 @@ async def test_keys_rates_and_models_of_a_tenant_are_kept() -> None:
     tenant = Tenant(
         name="acme",
         keys=(hashlib.sha256(b"sk-acme").hexdigest(),),
-        rpm=2,
+        rpm=3,
         models=("small",),
         aliases={"gpt-4o": "small"},
     )
@@ -347,6 +347,7 @@ async def test_keys_rates_and_models_of_a_tenant_are_kept() -> None:
         listed = await running.client.get("/v1/models", headers=key)
     assert (nobody.status_code, nobody.headers["www-authenticate"]) == (401, "Bearer")
     assert denied.status_code == 403
+    assert denied.headers["x-ratelimit-remaining-requests"] == "2", "it counts all the same"
     assert aliased.headers["sluice-model"] == "small"
     assert aliased.headers["x-ratelimit-remaining-requests"] == "1"
     assert again.headers["sluice-origin"] == "exact"

@@ -133,6 +133,54 @@ def test_a_first_token_is_drawn_in_a_step_without_the_crowd() -> None:
     assert {c.sequence.tenant for c in house.step()} == {"quiet", "flood"}
 
 
+def four_at_a_time(**limits: int) -> House:
+    """A tenant of which four may run, of 32: no crowd. Each has drawn its first token."""
+    house = House(num_pages=400, **{"max_running": 32, "max_batched_tokens": 128, **limits})
+    for _ in range(3):
+        house.submit(12, answer=30, tenant="limited")
+    house.step()
+    return house
+
+
+def test_a_prompt_of_who_has_more_than_its_part_waits_for_anothers_first_token() -> None:
+    house = four_at_a_time()
+    prompt = house.submit(12, tenant="limited")
+    quiet = house.submit(12, tenant="quiet")
+    planned = {c.sequence: c.length for c in house.step()}
+    assert not house.scheduler._parts.crowds("limited")
+    assert planned[quiet] == 12
+    assert prompt not in planned
+    assert sorted(planned.values()) == [1, 1, 1, 12], "whose answers have begun goes on"
+    assert {c.sequence: c.length for c in house.step()}[prompt] == 12, "in the next one"
+
+
+def test_prompts_of_a_tenant_that_nobody_else_is_beside_wait_for_nobody() -> None:
+    house = four_at_a_time()
+    prompt = house.submit(12, tenant="limited")
+    assert prompt in {c.sequence for c in house.step()}
+
+
+def test_a_prompt_of_who_was_served_less_does_not_wait() -> None:
+    house = four_at_a_time()
+    house.submit(4, answer=1, tenant="quiet")
+    house.step()
+    house.fair.charge_input("quiet", 100_000)
+    prompt = house.submit(12, tenant="limited")
+    house.submit(12, tenant="quiet")
+    assert prompt in {c.sequence for c in house.step()}
+
+
+def test_prompts_of_who_has_more_than_its_part_are_not_put_off_for_good() -> None:
+    house = four_at_a_time(max_batched_tokens=64)
+    prompt = house.submit(12, tenant="limited")
+    steps = 0
+    while not prompt.computed:
+        house.submit(30, answer=1, tenant="quiet")
+        house.step()
+        steps += 1
+    assert 1 < steps < 6
+
+
 def test_a_crowd_sits_out_no_more_steps_than_it_takes_part_in() -> None:
     house = flooded()
     for _ in range(60):

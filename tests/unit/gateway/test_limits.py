@@ -97,6 +97,50 @@ async def test_a_request_counts_until_its_answer_has_ended() -> None:
     assert again.status_code == 200
 
 
+async def test_who_is_over_a_limit_is_refused_before_the_body_is_read_as_anything() -> None:
+    tenant = Tenant(name="default", rpm=1)
+    async with serving(settings_for_tests(tenants=(tenant,))) as running:
+        body = {"model": "small", "messages": [{"role": "user", "content": "hello"}]}
+        assert (await running.client.post(CHAT, json=body)).status_code == 200
+        refused = await running.client.post(
+            CHAT, content=b"{ no JSON", headers={"x-request-id": "mine"}
+        )
+        running.system.rollup.fold()
+        booked = running.system.rollup.recent[-1]
+        metrics = (await running.client.get("/metrics")).text
+    assert refused.status_code == 429
+    assert refused.json()["error"]["code"] == "rate_limit_exceeded"
+    assert refused.headers["x-request-id"] == "mine"
+    assert 60 < int(refused.headers["retry-after"]) <= 120
+    assert refused.headers["x-ratelimit-limit-requests"] == "1"
+    assert refused.headers["x-ratelimit-remaining-requests"] == "0"
+    assert (booked.tenant, booked.status, booked.client_id) == ("default", 429, "mine")
+    counted = [line for line in metrics.splitlines() if line.startswith("sluice_requests_total")]
+    assert sum(float(line.split()[-1]) for line in counted if 'status="429"' in line) == 1
+
+
+async def test_a_connection_goes_on_after_a_refusal() -> None:
+    tenant = Tenant(name="default", max_concurrent=1)
+    gate = asyncio.Event()
+    settings = settings_for_tests(tenants=(tenant,))
+    async with serving(settings, {"small": FakeModel(gate=gate), "large": FakeModel()}) as running:
+        body = {"model": "small", "messages": [{"role": "user", "content": "hello"}]}
+        first = asyncio.create_task(running.client.post(CHAT, json=body))
+        await eventually(lambda: running.models["small"].calls)
+        refused = [await running.client.post(CHAT, json=body) for _ in range(3)]
+        gate.set()
+        assert (await first).status_code == 200
+    assert [one.status_code for one in refused] == [429, 429, 429]
+    assert all("connection" not in one.headers for one in refused)
+
+
+async def test_what_cannot_be_read_counts_as_a_request_and_gives_its_slot_back() -> None:
+    tenant = Tenant(name="default", rpm=2, max_concurrent=1)
+    async with serving(settings_for_tests(tenants=(tenant,))) as running:
+        told = [await running.client.post(CHAT, content=b"{ no JSON") for _ in range(3)]
+    assert [one.status_code for one in told] == [400, 400, 429]
+
+
 async def test_several_calls_of_one_request_are_counted_once() -> None:
     tenant = Tenant(name="default", rpm=3, max_concurrent=1)
     async with serving(settings_for_tests(tenants=(tenant,))) as running:
