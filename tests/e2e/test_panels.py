@@ -3,6 +3,7 @@ scrapes a real gateway that had real traffic."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import subprocess
@@ -15,6 +16,7 @@ import yaml
 
 from tests.support.program import Program, running, wait_until
 from tests.support.prometheus_server import Prometheus, find, running_prometheus
+from tests.support.redis_server import free_port
 from tests.support.served import ALICE, Models, chat
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,9 +33,24 @@ GRAFANA = {"$__rate_interval": "1h", "$__range": "1h", "$tenant": ".*"}
 pytestmark = pytest.mark.slow
 
 
+MORE = """
+[models.gone]
+kind = "openai"
+base_url = "http://127.0.0.1:{closed}/v1"
+allow_private = true
+
+[[tenants]]
+name = "idle"
+keys = ["{idle}"]
+budget_usd_day = 5.0
+"""
+
+
 @pytest.fixture(scope="module")
 def gateway(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
-    with running(tmp_path_factory.mktemp("scraped"), models.settings) as program:
+    settings = models.settings.replace('name = "alice"', 'name = "alice"\nbudget_usd_month = 9.0')
+    more = MORE.format(closed=free_port(), idle=hashlib.sha256(b"sk-idle").hexdigest())
+    with running(tmp_path_factory.mktemp("scraped"), settings + more) as program:
         _traffic(program, 1)
         yield program
 
@@ -46,6 +63,7 @@ def _traffic(program: Program, first: int) -> None:
             asked = chat(f"What is {number} + 4?", model=model, max_tokens=20)
             for _ in range(2):
                 assert program.post(asked, **key).status == 200
+        assert program.post(chat(f"Who is {number}?", model="gone"), **key).status in {502, 503}
     assert program.post(chat("Hello"), authorization="Bearer wrong").status == 401
     assert program.post(chat("Hello", model="nobody"), **key).status == 404
 
@@ -86,6 +104,33 @@ def test_every_panel_shows_data(prometheus: Prometheus, expression: str) -> None
     assert any(series["value"][1] != "NaN" for series in found)
 
 
+RATIOS = [
+    pytest.param(target["expr"], id=panel["title"])
+    for panel in BOARD["panels"]
+    for target in panel.get("targets", [])
+    if panel["fieldConfig"]["defaults"].get("unit") == "percentunit"
+]
+
+
+@pytest.mark.parametrize("expression", RATIOS)
+@pytest.mark.parametrize("tenant", [".*", "alice", "idle", "nobody"])
+def test_no_ratio_is_more_than_all_or_not_a_number(
+    prometheus: Prometheus, expression: str, tenant: str
+) -> None:
+    """Neither of one tenant, nor where nobody asked."""
+    for name, value in {**GRAFANA, "$tenant": tenant}.items():
+        expression = expression.replace(name, value)
+    values = [float(series["value"][1]) for series in prometheus.query(expression)]
+    assert all(0 <= value <= 1 for value in values), values
+
+
+def test_both_sides_of_a_ratio_are_of_the_same_tenants() -> None:
+    for panel in BOARD["panels"]:
+        for target in panel.get("targets", []):
+            sides = target["expr"].split(" / ")
+            assert len({"$tenant" in side for side in sides}) == 1, target["expr"]
+
+
 def test_the_panels_ask_for_metrics_that_the_gateway_has(gateway: Program) -> None:
     scraped = gateway.get("/metrics").body.decode()
     asked = re.findall(r"sluice_\w+", json.dumps(BOARD["panels"]))
@@ -107,6 +152,14 @@ def test_every_alert_is_evaluated_without_an_error(prometheus: Prometheus) -> No
         return rules if quiet else []
 
     assert wait_until(settled, "every rule is evaluated, and none of them has anything to tell")
+
+
+def test_the_alerts_ring_when_they_should_and_not_before() -> None:
+    done = subprocess.run(
+        [find("promtool"), "test", "rules", ROOT / "tests/data/alerts_test.yml"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_prometheus_takes_its_configuration_and_rules() -> None:
