@@ -162,7 +162,7 @@ def assemble(
             ),
             admin_caches.router(cache.store, meaning.semantic, tenancy.gate),
             *tenancy.routers,
-            admin_usage.router(keeper, tenancy.gate, part),
+            admin_usage.router(keeper, tenancy.gate, part, lambda: tenancy.roster.in_force),
         ],
         lifespan=lambda: _running(
             tenancy,

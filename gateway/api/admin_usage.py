@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
@@ -23,6 +24,7 @@ from gateway.observe.book import FIELDS, BookFault
 from gateway.observe.book import Field as Name
 from gateway.observe.book import Query as Question
 from gateway.observe.keeper import Keeper
+from gateway.settings import Tenant
 
 DAY_S = 86_400
 LATEST = 32_503_680_000
@@ -57,8 +59,10 @@ class UsageOut(BaseModel):
     rows: list[dict[str, Any]]
 
 
-def router(keeper: Keeper, gate: AdminGate, part: str = "") -> APIRouter:
-    """`part`: whose account it is (parts/ledger.py)."""
+def router(
+    keeper: Keeper, gate: AdminGate, part: str, tenants: Callable[[], Iterable[Tenant]]
+) -> APIRouter:
+    """`part`: whose account it is (parts/ledger.py). `tenants`: those in force."""
     routes = APIRouter(prefix="/admin", tags=["admin"])
     admin = Depends(gate)
 
@@ -66,7 +70,9 @@ def router(keeper: Keeper, gate: AdminGate, part: str = "") -> APIRouter:
                 response_model=UsageOut)  # fmt: skip
     async def read_usage(asked: Annotated[UsageIn, Query()], _: str = admin) -> Response:
         found = await _ask(keeper, question_of(asked, time.time()))
-        return _csv(found) if asked.format == "csv" else JSONResponse(_json(found, part))
+        if asked.tenant and not found.lines:
+            await _check_known(asked.tenant, {tenant.name for tenant in tenants()}, keeper)
+        return _csv(found, part) if asked.format == "csv" else JSONResponse(_json(found, part))
 
     return routes
 
@@ -102,12 +108,28 @@ async def _ask(keeper: Keeper, question: Question) -> usage.Answer:
         raise Overloaded(str(error), code="ledger_unavailable", retry_after_s=1.0) from error
 
 
+async def _check_known(tenant: str, in_force: set[str], keeper: Keeper) -> None:
+    """Raise BadCall for a tenant that neither is nor was: one that has gone keeps its rows."""
+    if tenant in in_force:
+        return
+    ever = Question(0, int(time.time()) + 1, DAY_S, 0, ("tenant",), {})
+    found = await _ask(keeper, ever)
+    known = sorted(in_force | {line.names[0] for line in found.lines} - {""})
+    if tenant not in known:
+        raise BadCall(
+            f"No tenant is or was called {tenant!r}; there are: {', '.join(known)}.",
+            param="tenant",
+            code="no_such_tenant",
+        )
+
+
 def _json(found: usage.Answer, part: str) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     for line in found.lines:
         at = {"time": usage.iso(line.at)} if found.query.step_s else {}
         names = zip(found.query.fields, line.names, strict=True)
-        rows.append(at | dict(names) | dict(zip(COLUMNS, line.numbers, strict=True)))
+        numbers = dict(zip(COLUMNS, line.numbers, strict=True))
+        rows.append(at | dict(names) | numbers | {"part": part})
     return {
         "start": usage.iso(found.start),
         "end": usage.iso(found.end),
@@ -118,10 +140,10 @@ def _json(found: usage.Answer, part: str) -> dict[str, Any]:
     }
 
 
-def _csv(found: usage.Answer) -> Response:
+def _csv(found: usage.Answer, part: str) -> Response:
     name = f"sluice-usage-{usage.iso(found.start)[:10]}-{usage.iso(found.end)[:10]}.csv"
     return Response(
-        usage.as_csv(found),
+        usage.as_csv(found, part),
         media_type="text/csv; charset=utf-8",
         headers={"content-disposition": f'attachment; filename="{name}"'},
     )

@@ -69,16 +69,17 @@ def answer(book: Book, query: Query) -> Answer:
     return Answer(start, end, query, lines)
 
 
-def as_csv(found: Answer) -> str:
-    """One row a line; money in US dollars, to the last nano-dollar."""
+def as_csv(found: Answer, part: str = "") -> str:
+    """One row a line, with the fields of the JSON's; money in US dollars, to the last nano-dollar.
+    `part`, last: whose account it is."""
     written = io.StringIO()
     writer = csv.writer(written, lineterminator="\n")
     at = ["time"] if found.query.step_s else []
     numbers = [f"{name}_usd" if name in MONEY else name for name in COLUMNS]
-    writer.writerow([*at, *found.query.fields, *numbers])
+    writer.writerow([*at, *found.query.fields, *numbers, "part"])
     for line in found.lines:
         shown = [iso(line.at)] if found.query.step_s else []
-        writer.writerow([*shown, *map(_harmless, line.names), *_shown(line.numbers)])
+        writer.writerow([*shown, *map(_harmless, line.names), *_shown(line.numbers), part])
     return written.getvalue()
 
 

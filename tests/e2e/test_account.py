@@ -101,6 +101,35 @@ def test_usage_is_told_by_who_and_when_and_as_csv(own: Program) -> None:
     }
 
 
+def test_csv_and_json_carry_the_same_fields(own: Program) -> None:
+    assert own.post(chat("What is a weir?")).status == 200
+    asked = "step=hour&by=tenant,model,origin,status"
+    told = usage(own, asked)
+    [row] = told["rows"]
+    reply = own.get(f"/admin/usage?{asked}&format=csv")
+    [line] = csv.DictReader(io.StringIO(reply.body.decode()))
+    assert [name.removesuffix("_usd") for name in line] == list(row)
+    for name, value in line.items():
+        if name.endswith("_usd"):
+            assert round(float(value) * 1e9) == row[name.removesuffix("_usd")]
+        else:
+            assert value == str(row[name])
+    assert {line["part"]} == {told["part"]}
+
+
+def test_a_tenant_without_rows_and_one_that_is_no_more_can_be_asked_for(own: Program) -> None:
+    assert usage(own, "tenant=bob")["rows"] == []
+    own.post(chat("What is a lock?"), authorization=f"Bearer {ALICE}")
+    own.stop()
+    settings = own.home / "sluice.toml"
+    settings.write_text(settings.read_text().replace('name = "alice"', 'name = "carol"'))
+    own.start()
+    [row] = usage(own, "tenant=alice&by=tenant")["rows"]
+    assert row["requests"] == 1
+    assert usage(own, "tenant=alice&start=2001-01-01&end=2001-01-02")["rows"] == []
+    assert own.get("/admin/usage?tenant=mallory").status == 400
+
+
 @pytest.mark.parametrize(
     ("asked", "says"),
     [
@@ -109,6 +138,7 @@ def test_usage_is_told_by_who_and_when_and_as_csv(own: Program) -> None:
         ("by=colour", "tenant, model, origin, status"),
         ("end=9999-12-31T23:59:59Z", "from 1970 to 2999"),
         ("tenants=acme", "tenants"),
+        ("tenant=nobody", "alice, bob, default"),
     ],
 )
 def test_a_question_that_makes_no_sense_is_a_400_with_the_remedy(
