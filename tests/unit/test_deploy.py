@@ -34,6 +34,15 @@ def test_every_file_that_compose_mounts_is_there() -> None:
     assert not [name for name in files if not (ROOT / name).exists()]
 
 
+def test_settings_are_mounted_by_their_folder_so_that_a_saved_file_is_seen() -> None:
+    """An editor that saves replaces the file; a mount of the file would go on showing the old."""
+    (command,) = re.findall(r'^CMD \["serve", "--config", "([^"]+)"\]$', DOCKERFILE, re.MULTILINE)
+    mounts = [volume.split(":") for volume in COMPOSE["services"]["gateway"]["volumes"]]
+    (source,) = [one[0] for one in mounts if one[1] == str(Path(command).parent)]
+    assert (ROOT / source).is_dir()
+    assert (ROOT / source / Path(command).name).is_file()
+
+
 def test_nothing_is_published_beyond_this_machine() -> None:
     ports = [port for one in COMPOSE["services"].values() for port in one.get("ports", [])]
     assert len(ports) >= 3
