@@ -32,7 +32,7 @@ from rich.table import Table
 from gateway.configure import BadSettings, Loaded, load
 from gateway.keys_command import add_arguments
 from gateway.keys_command import run as run_keys
-from gateway.settings import Settings
+from gateway.settings import BUNDLED, Settings
 from gateway.tenants.key_book import KeyRefused
 from gateway.tenants.key_store import KeyStoreFault
 from gateway.tenants.lease_store import LeaseStoreFault
@@ -210,6 +210,14 @@ def _family(host: str) -> socket.AddressFamily:
 def _check_paths(settings: Settings) -> None:
     for name, model in settings.models.items():
         if model.path is not None and not (model.path / "config.json").is_file():
+            if model.path == BUNDLED / name:
+                raise _Mendable(
+                    f"there is no model at {model.path}: the bundled models come with the "
+                    "repository and not with the package. Run from a clone of it, or name your "
+                    "own, Hugging Face directories with safetensors and a tokenizer: sluice serve "
+                    "--small PATH --large PATH, or [models.*] path (or base_url) in a settings "
+                    "file given with --config."
+                )
             raise _Mendable(
                 f"models.{name}.path: {model.path} is not a checkpoint directory (it has no "
                 "config.json). Name a Hugging Face directory with safetensors and a tokenizer."

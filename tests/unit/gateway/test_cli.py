@@ -121,3 +121,17 @@ def test_doctor_shows_a_tenants_policy_and_where_each_value_came_from(
     assert rows["cache_ttl_s"][1:4] == ["60.0", "cache.exact.ttl_s", "(sluice.toml:2)"]
     assert main(["doctor", "--config", str(config), "--tenant", "nobody"]) == 2
     assert "there are: acme" in capsys.readouterr().err
+
+
+def test_where_the_bundled_models_are_not_the_remedy_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Who installed the package alone has none of them."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("gateway.settings.BUNDLED", tmp_path / "demo")
+    monkeypatch.setattr("gateway.cli.BUNDLED", tmp_path / "demo")
+    status = main(["serve"])
+    said = " ".join(capsys.readouterr().err.split())
+    assert status == 2
+    assert "not with the package" in said
+    assert "--small PATH --large PATH" in said
