@@ -11,11 +11,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from engine.kernels.gpu.overlap import await_last, let_next, overlapping
+
 BLOCK = 1024
 
 
 @triton.jit
-def _silu_mul(gate_up, out, ffn, in_stride, out_stride, BLOCK: tl.constexpr):
+def _silu_mul(gate_up, out, ffn, in_stride, out_stride, BLOCK: tl.constexpr, OVERLAP: tl.constexpr):
+    if OVERLAP:
+        let_next()
+        await_last()
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = columns < ffn
@@ -30,8 +35,9 @@ def silu_mul(gate_up: Tensor, out: Tensor) -> None:
     """[rows, 2·ffn], the gates first → `out` [rows, ffn]."""
     rows, ffn = out.shape
     _silu_mul[(rows, triton.cdiv(ffn, BLOCK))](
-        gate_up, out, ffn, gate_up.stride(0), out.stride(0), BLOCK=BLOCK, num_warps=4
-    )
+        gate_up, out, ffn, gate_up.stride(0), out.stride(0), BLOCK=BLOCK, num_warps=4,
+        **overlapping(out.device),
+    )  # fmt: skip
 
 
 def silu_mul_twin(gate_up: Tensor) -> Tensor:

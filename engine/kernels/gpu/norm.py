@@ -15,6 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from engine.kernels.gpu.overlap import await_last, let_next, overlapping
+
 
 @triton.jit
 def _norm_row(x, weight, columns, mask, out, hidden, eps):
@@ -24,7 +26,12 @@ def _norm_row(x, weight, columns, mask, out, hidden, eps):
 
 
 @triton.jit
-def _rms_norm(x, weight, out, hidden, eps, x_stride, out_stride, BLOCK: tl.constexpr):
+def _rms_norm(
+    x, weight, out, hidden, eps, x_stride, out_stride, BLOCK: tl.constexpr, OVERLAP: tl.constexpr
+):
+    if OVERLAP:
+        let_next()
+        await_last()
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     mask = columns < hidden
@@ -35,8 +42,11 @@ def _rms_norm(x, weight, out, hidden, eps, x_stride, out_stride, BLOCK: tl.const
 @triton.jit
 def _add_rms_norm(
     delta, residual, weight, out, hidden, eps, delta_stride, residual_stride, out_stride,
-    BLOCK: tl.constexpr,
+    BLOCK: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
+    if OVERLAP:
+        let_next()
+        await_last()
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     mask = columns < hidden
@@ -54,7 +64,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, out: Tensor) -> None:
     block = triton.next_power_of_2(hidden)
     _rms_norm[(rows,)](
         x, weight, out, hidden, eps, x.stride(0), out.stride(0),
-        BLOCK=block, num_warps=_warps(block),
+        BLOCK=block, num_warps=_warps(block), **overlapping(out.device),
     )  # fmt: skip
 
 
@@ -64,7 +74,8 @@ def add_rms_norm(delta: Tensor, residual: Tensor, weight: Tensor, eps: float, ou
     block = triton.next_power_of_2(hidden)
     _add_rms_norm[(rows,)](
         delta, residual, weight, out, hidden, eps,
-        delta.stride(0), residual.stride(0), out.stride(0), BLOCK=block, num_warps=_warps(block),
+        delta.stride(0), residual.stride(0), out.stride(0),
+        BLOCK=block, num_warps=_warps(block), **overlapping(out.device),
     )  # fmt: skip
 
 
