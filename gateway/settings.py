@@ -107,10 +107,10 @@ class Engine:
     device: str = _set(
         "auto", "auto (the GPU where one can be used, else the CPU), cpu, cuda, or cuda:N"
     )
-    process: Literal["shared", "own"] = _set(
-        "shared",
+    process: Literal["auto", "shared", "own"] = _set(
+        "auto",
         "where it computes; shared: in the gateway's process; own: in a process of its own, which "
-        "is started again when it ends",
+        "is started again when it ends; auto: own where a GPU may be used, else shared",
     )
     threads: int | None = _set(None, "CPU threads of the engine; unset: the machine's cores")
     kv_memory_mib: int | None = _set(

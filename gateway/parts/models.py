@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Protocol
 
 from cascade.ability import Abilities, lacking
@@ -18,9 +19,10 @@ from gateway.backend import Backend
 from gateway.catalog import ModelCard
 from gateway.observe.logs import Log
 from gateway.observe.metrics import EngineState
-from gateway.settings import Settings
+from gateway.settings import Engine, Settings
 
 Progress = Callable[[str], None]
+DEVICES = Path("/dev")
 
 
 class _Elsewhere(Protocol):
@@ -94,8 +96,19 @@ def load_models(
     return Models(own, elsewhere, with_fallbacks(settings, named, cards), _told(settings, cards))
 
 
+def has_own_process(engine: Engine, devices: Path = DEVICES) -> bool:
+    """Whether the engine computes in a process of its own. Under `auto` by what the machine seems
+    to have, without PyTorch, which the gateway's process can do without: a GPU that turns out to be
+    of no use leaves an engine on the CPU in a process of its own, which is right too."""
+    if engine.process != "auto":
+        return engine.process == "own"
+    if engine.device != "auto":
+        return engine.device != "cpu"
+    return any(devices.glob("nvidia[0-9]*")) or (devices / "dxg").exists()
+
+
 def _engine(settings: Settings, log: Log, progress: Progress) -> Backend:
-    if settings.engine.process == "own":
+    if has_own_process(settings.engine):
         from gateway.engine_process.backend import OwnProcess  # noqa: PLC0415
 
         return OwnProcess(settings, log, progress)

@@ -12,9 +12,9 @@ from engine.contract import Call, Json, Start, Trail, UpstreamFailed
 from gateway.backend import CannotLoad
 from gateway.catalog import ModelCard
 from gateway.configure import BadSettings, load
-from gateway.parts.models import abilities_of, load_models, with_fallbacks
+from gateway.parts.models import abilities_of, has_own_process, load_models, with_fallbacks
 from gateway.parts.upstreams import card_of, upstream_of
-from gateway.settings import Model, Settings
+from gateway.settings import Engine, Model, Settings
 from tests.support.fake import FakeModel
 from tests.support.routing import chat
 
@@ -141,3 +141,24 @@ async def test_a_fallback_answers_for_a_model_that_fails_unless_it_cannot() -> N
     assert await _origin(wrapped["far"], chat("Hi")) == "plain"
     assert await _origin(wrapped["far"], chat("Hi", tools=Json("[]"))) == "able"
     assert wrapped["plain"] is plain
+
+
+@pytest.mark.parametrize(
+    ("engine", "devices", "own"),
+    [
+        (Engine(), [], False),
+        (Engine(), ["nvidiactl", "nvidia-uvm"], False),
+        (Engine(), ["nvidiactl", "nvidia0"], True),
+        (Engine(), ["dxg"], True),
+        (Engine(device="cpu"), ["nvidia0"], False),
+        (Engine(device="cuda:1"), [], True),
+        (Engine(process="shared"), ["nvidia0"], False),
+        (Engine(process="own", device="cpu"), [], True),
+    ],
+)
+def test_the_engine_has_a_process_of_its_own_where_a_gpu_may_be_used(
+    tmp_path: Path, engine: Engine, devices: list[str], own: bool
+) -> None:
+    for name in devices:
+        (tmp_path / name).touch()
+    assert has_own_process(engine, tmp_path) is own
