@@ -9,7 +9,6 @@ import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -146,12 +145,15 @@ def test_the_tenants_of_the_variable_are_those_that_asked(prometheus: Prometheus
 
 
 def test_every_alert_is_evaluated_without_an_error(prometheus: Prometheus) -> None:
-    def settled() -> list[dict[str, Any]]:
-        rules = prometheus.alerts()
-        quiet = {(rule["health"], rule["state"]) for rule in rules} == {("ok", "inactive")}
-        return rules if quiet else []
+    """What is in it may be pending: the traffic for the panels has failures among it."""
+    named = re.findall(r"- alert: (\w+)", (DEPLOY / "alerts.yml").read_text())
 
-    assert wait_until(settled, "every rule is evaluated, and none of them has anything to tell")
+    def evaluated() -> bool:
+        rules = prometheus.alerts()
+        return {rule["name"] for rule in rules if rule["health"] == "ok"} == {*named}
+
+    assert named
+    assert wait_until(evaluated, "every rule is evaluated, and none fails")
 
 
 def test_the_alerts_ring_when_they_should_and_not_before() -> None:
