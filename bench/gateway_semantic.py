@@ -51,6 +51,7 @@ from bench.gateway import PORT, cpu_seconds, started
 from bench.gateway_answers import KEY
 from bench.gateway_semantic_server import EMBEDDERS
 from cache.embed import BUNDLED, OnnxEncoder, prepare
+from cache.rest import CLOSED_FOR
 from cache.verify import SIGNS, Sighting
 from cache.verify_budget import Budgeted, Terms
 
@@ -142,18 +143,25 @@ def server(home: Path, mode: str, port: int) -> Iterator[Client]:
 
 
 def fill(home: Path, entries: int, namespaces: int, port: int) -> None:
+    """By turns of a server each: a namespace in which nothing is ever hit soon rests."""
+    turn = (CLOSED_FOR - 1) * namespaces
+    for begin in range(0, entries, turn):
+        fill_some(home, range(begin, min(begin + turn, entries)), namespaces, port)
+
+
+def fill_some(home: Path, numbers: range, namespaces: int, port: int) -> None:
     with server(home, "fill", port) as client:
-        for number in range(entries):
+        for number in numbers:
             client.ask(f"filling question {number}", number % namespaces)
         kept = 0
         for _ in range(600):  # what was asked last is still being kept
             told = client.caches()["questions"]
             assert isinstance(told, int)
             kept = told
-            if kept >= entries:
+            if kept >= numbers.stop:
                 return
             time.sleep(0.1)
-        raise SystemExit(f"{kept} of {entries} questions were kept")
+        raise SystemExit(f"{kept} of {numbers.stop} questions were kept")
 
 
 def strangers(count: int, rng: random.Random) -> list[str]:
