@@ -186,7 +186,7 @@ def decode(data: bytes) -> Recording | None:
         if version != FORMAT or crc != zlib.crc32(inner):
             return None
         head, body = _inner_reader.decode(inner)
-        unpack_body(body)
+        _body_reader.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
     return Recording(
