@@ -14,6 +14,9 @@ Feedback (/v1/feedback) about an answer that is still remembered makes a row as 
 answer again, and whoever says what was said before has the score that it was given. People complain
 when they like, so that such rows teach the models and never test a promise (labels.py).
 
+What is kept says whose it is: scope and labels of the request go into its row, by which it can be
+erased like a stored answer, from what waits and from the rows (`Meant`).
+
 Price. The engine's idle time, prompts kept on disk (so it is off unless the tenant's `shadow_share`
 is set), and a grade that is only as good as its judge: agreement with the large model counts the
 small one's better answers as wrong, which errs on the promise's side. So does feedback: where the
@@ -23,8 +26,6 @@ other model says something else, small is taken to be wrong and large to be righ
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
 import random
 import re
 from collections import OrderedDict, deque
@@ -35,6 +36,7 @@ from dataclasses import dataclass, replace
 from cascade.cascade import AUTO
 from cascade.hold import Hold
 from cascade.judge import Answered
+from cascade.label_rows import Grades, Meant, write_label
 from engine.contract import (
     Answer,
     Answerer,
@@ -53,14 +55,6 @@ EXPLORED = 0.1
 REMEMBERED = 1_000
 LONGEST = 32_768
 """Characters of a prompt that is kept."""
-
-
-@dataclass(frozen=True, slots=True)
-class Grades:
-    """How right each answer was, in [0, 1]."""
-
-    small: float
-    large: float
 
 
 Grade = Callable[[Call, str, str], Awaitable[Grades | None]]
@@ -117,14 +111,26 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class _Case:
-    """A request that waits for both models. `drawn`: the probability; 0 for feedback."""
+    """A request that waits for both models. `labels` are those of its stored answer. `drawn`: the
+    probability; 0 for feedback."""
 
     call: Call
     tenant: str
+    labels: tuple[str, ...]
     drawn: float
     feedback: Feedback | None = None
     answer_id: str = ""
     """Of feedback: what it is about."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """An answer that feedback may still be about."""
+
+    call: Call
+    tenant: str
+    labels: tuple[str, ...]
+    text: str
 
 
 Keep = Callable[[str, str], None]
@@ -166,7 +172,8 @@ class Shadow:
         self._logprobs = logprobs
         self._waiting: deque[_Case] = deque(maxlen=sampling.waiting)
         self._arrived = asyncio.Event()
-        self._answered: OrderedDict[str, tuple[Call, str, str]] = OrderedDict()
+        self._at_work: _Case | None = None
+        self._answered: OrderedDict[str, _Known] = OrderedDict()
         self.labels = self.dropped = 0
 
     def __call__(self, call: Call, trail: Trail) -> Answer:
@@ -185,21 +192,21 @@ class Shadow:
                 if isinstance(event, Delta) and event.kind == "text":
                     said.append(event.payload)
                 elif isinstance(event, End):
-                    self._sample(call, trail.tenant)
+                    self._sample(call, trail)
                     self._remember(call, trail, "".join(said))
                 yield event
 
-    def _sample(self, call: Call, tenant: str) -> None:
-        drawn = self._sampling.drawn(call, tenant, self._rng)
+    def _sample(self, call: Call, trail: Trail) -> None:
+        drawn = self._sampling.drawn(call, trail.tenant, self._rng)
         if drawn:
-            self._put(_Case(call, tenant, drawn))
+            self._put(_Case(call, trail.tenant, trail.tags, drawn))
 
     def _put(self, case: _Case) -> None:
         self._waiting.append(case)
         self._arrived.set()
 
     def _remember(self, call: Call, trail: Trail, text: str) -> None:
-        self._answered[trail.id] = (call, trail.tenant, text)
+        self._answered[trail.id] = _Known(call, trail.tenant, trail.tags, text)
         if len(self._answered) > REMEMBERED:
             self._answered.popitem(last=False)
 
@@ -215,16 +222,30 @@ class Shadow:
         `score` in [0, 1]. Of an answer that is graded again the last word counts (labels.py), and
         one that waits is replaced."""
         known = self._answered.get(answer_id)
-        if known is None or known[1] != tenant or known[0].scope != scope:
+        if known is None or known.tenant != tenant or known.call.scope != scope:
             return False
-        call, _, text = known
-        case = _Case(call, tenant, 0.0, Feedback(text, score, correct_answer), answer_id)
+        told = Feedback(known.text, score, correct_answer)
+        case = _Case(known.call, tenant, known.labels, 0.0, told, answer_id)
         for place, waiting in enumerate(self._waiting):
             if waiting.answer_id == answer_id:
                 self._waiting[place] = case
                 return True
         self._put(case)
         return True
+
+    def erase(self, meant: Meant) -> None:
+        """Forget what is meant of all that was not written yet."""
+        left = [case for case in self._waiting if not meant(case.call.scope, case.labels)]
+        self._waiting.clear()
+        self._waiting.extend(left)
+        if not left:
+            self._arrived.clear()
+        now = self._at_work
+        if now is not None and meant(now.call.scope, now.labels):
+            self._at_work = None
+        for answer_id, known in list(self._answered.items()):
+            if meant(known.call.scope, known.labels):
+                del self._answered[answer_id]
 
     async def run(self) -> None:
         """Labels what is waiting, one at a time, for ever. Cancel it to stop."""
@@ -233,11 +254,11 @@ class Shadow:
             if not self._is_idle():
                 await asyncio.sleep(IDLE_CHECK_S)
                 continue
-            case = self._waiting.popleft()
+            case = self._at_work = self._waiting.popleft()
             if not self._waiting:
                 self._arrived.clear()
             row = await self._label(case)
-            if row is None:
+            if row is None or self._at_work is not case:
                 self.dropped += 1
                 continue
             self.labels += 1
@@ -271,6 +292,7 @@ class Shadow:
             large_tokens=tokens,
             drawn=case.drawn,
             answer_id=case.answer_id,
+            labels=case.labels,
         )
 
     def _asked(self, call: Call, model: str) -> Call:
@@ -300,46 +322,3 @@ async def _whole(answerer: Answerer, call: Call, spent: list[Waste]) -> Answered
                 spent.append(Waste(call.model, event.usage, "shadow run"))
     (answered,) = hold.answers()
     return answered
-
-
-def write_label(
-    call: Call,
-    small: Answered,
-    grades: Grades,
-    *,
-    large_tokens: int = 0,
-    drawn: float = 1.0,
-    answer_id: str = "",
-) -> str:
-    """A row as labels.read_labels reads it. `drawn`: the probability; 0: it was volunteered, about
-    `answer_id`."""
-    row: dict[str, object] = {
-        "small": {
-            "score": grades.small,
-            "text": small.text,
-            "logprobs": [round(value, 4) for value in small.logprobs],
-            "finish": small.finish,
-        },
-        "large": {"score": grades.large, "tokens": large_tokens},
-        "conversation": _conversation(call),
-        "source": "shadow" if drawn else "feedback",
-        "weight": round(1.0 / (drawn or 1.0), 4),
-    }
-    if answer_id:
-        row["answer_id"] = answer_id
-    if call.kind == "text":
-        row["prompt"] = call.prompt
-    else:
-        row["messages"] = [{"role": m.role, "content": m.text} for m in call.messages]
-        row |= {
-            name: json.loads(value)
-            for name, value in (("tools", call.tools), ("response_format", call.response_format))
-            if value is not None
-        }
-    return json.dumps(row, ensure_ascii=False)
-
-
-def _conversation(call: Call) -> str:
-    """Turns of one conversation begin with the same question."""
-    first = next((m.text for m in call.messages if m.role == "user"), str(call.prompt))
-    return hashlib.blake2b(first.encode("utf-8", "replace"), digest_size=8).hexdigest()

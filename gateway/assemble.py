@@ -100,7 +100,9 @@ def assemble(
     ledger, keeper = build_ledger(settings.ledger, backend.cards.values(), large, log)
     rollup, part = keeper.rollup, part_of(settings)
     meaning.judge = build_judge(settings, backend, ledger)
-    shadow = build_shadow(settings, auto, backend, tenancy.roster, ledger=ledger, log=log)
+    learning = build_shadow(settings, auto, backend, tenancy.roster, ledger=ledger, log=log)
+    shadow = learning.shadow
+    cache.on_purge(learning.erase)
     paid = tenancy.spending(shadow, backend, settings)
     onion = _onion(paid, cache, shelf, meaning, ledger)
     told = ContentLayer(onion, tenancy.logs_content(settings.logs.content), log)
@@ -160,7 +162,7 @@ def assemble(
                 shadow,
                 tenancy.gate,
             ),
-            admin_caches.router(cache.store, meaning.semantic, tenancy.gate),
+            admin_caches.router(cache.store, meaning.semantic, learning.erase, tenancy.gate),
             *tenancy.routers,
             admin_usage.router(keeper, tenancy.gate, part, lambda: tenancy.roster.in_force),
         ],

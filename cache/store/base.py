@@ -65,6 +65,8 @@ class Which:
     """The model that answered, not the alias that was asked for."""
     tag: str | None = None
     key: bytes | None = None
+    learnt: bool = False
+    """Not entries alone: also what other layers keep of such requests, to learn from them."""
 
     def matches(self, key: bytes, labels: Labels) -> bool:
         return (

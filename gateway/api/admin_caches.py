@@ -1,14 +1,15 @@
 """/admin/caches: what is stored and what the semantic promise rests on; and how to erase it.
 
-Nothing here shows a question or an answer. An erasure reaches both caches, memory and store, and
-where gateways share a store all of them; what is being answered at that moment may be stored after
+Nothing here shows a question or an answer. An erasure reaches both caches, memory and store, and,
+where no layer is named, what the cascade keeps to learn from; where gateways share a store all of
+them; what is being answered at that moment may be stored after
 it. Answers are found by the labels that they were stored with (gateway/wire/headers.py): whoever
 asked first in a scope of several tenants or users is who the stored answer belongs to.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal, Protocol, TypeVar
 
@@ -60,18 +61,23 @@ class Erase(BaseModel):
     model: str | None = Field(None, description="the model that answered")
     tag: str | None = Field(None, description="one of Sluice-Tags")
     answer: str | None = Field(None, description="id of one answer; semantic cache alone")
-    layer: Layer | None = Field(None, description="unset: both")
+    layer: Layer | None = Field(None, description="unset: both, and the cascade's labels")
     everything: bool = False
 
 
 class Erased(BaseModel):
-    """How many entries went, by layer."""
+    """How many entries went, by layer, and how many rows of the cascade's labels here."""
 
     exact: int
     semantic: int
+    labels: int
 
 
-def router(store: Store, meaning: ByMeaning | None, gate: AdminGate) -> APIRouter:
+Unlearn = Callable[[Which], Awaitable[int]]
+"""Erases what the cascade learns from. Raises StoreFault."""
+
+
+def router(store: Store, meaning: ByMeaning | None, unlearn: Unlearn, gate: AdminGate) -> APIRouter:
     """`meaning` is None where there is no semantic cache."""
     routes = APIRouter(prefix="/admin", tags=["admin"])
     admin = Depends(gate)
@@ -89,16 +95,18 @@ def router(store: Store, meaning: ByMeaning | None, gate: AdminGate) -> APIRoute
     async def erase(asked: Erase, who: str = admin) -> Erased:
         marks = list(_marks(asked))
         answer = None if asked.answer is None else own_id(asked.answer)
-        exact = semantic = 0
+        exact = semantic = labels = 0
         for mark in marks:
             if asked.layer != "semantic" and asked.answer is None and mark.owner is None:
-                which = Which(scope=mark.scope, model=mark.model, tag=mark.tag)
+                learnt = asked.layer is None
+                which = Which(scope=mark.scope, model=mark.model, tag=mark.tag, learnt=learnt)
                 exact += await _told(store.purge(which))
+                labels += await _told(unlearn(which))
             if asked.layer != "exact" and meaning is not None:
                 semantic += await _told(meaning.erase(mark, answer))
         named = {name: value for name, value in asked.model_dump().items() if value}
-        gate.audit(who, "caches.erase", **named, exact=exact, semantic=semantic)
-        return Erased(exact=exact, semantic=semantic)
+        gate.audit(who, "caches.erase", **named, exact=exact, semantic=semantic, labels=labels)
+        return Erased(exact=exact, semantic=semantic, labels=labels)
 
     return routes
 

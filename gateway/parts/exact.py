@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from cache.exact import Shelf, Terms
-from cache.store.base import Store
+from cache.store.base import Store, Which
 from cache.store.memory import MemoryStore
 from cache.store.sqlite import READ_TIMEOUT_S, SqliteStore
 from cache.store.tiered import TieredStore
@@ -26,6 +26,8 @@ class Cache:
     """Around what computes and records: one generation for all gateways."""
     bound: Callable[[Answerer], Answerer] = lambda cached: cached
     """Around all that may ask the store: one bound on a request's waiting."""
+    on_purge: Callable[[Callable[[Which], Awaitable[object]]], None] = lambda _: None
+    """Tell me what other gateways purge."""
 
 
 def build_cache(settings: ExactCache, log: Log) -> Cache:
@@ -62,6 +64,7 @@ def _shared_cache(settings: ExactCache, memory: MemoryStore, log: Log) -> Cache:
             line, recorded, may_share=shelf.may_share, settle=store.flush, key=shelf.key
         ),
         bound=lambda cached: WithPatience(line, cached),
+        on_purge=feed.subscribe,
     )
 
 

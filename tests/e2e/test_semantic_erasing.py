@@ -50,11 +50,15 @@ async def test_a_users_answers_are_erased_everywhere_and_nobody_elses() -> None:
         await ask(running, ASKED, USERS, user="ann")
         await ask(running, "Where do penguins sleep?", ALICE, user="ben")
         erased = await erase(running, tenant="alice", user="ann")
-        assert erased == {"exact": 1, "semantic": 1}
+        assert erased == {"exact": 1, "semantic": 1, "labels": 0}
         assert origin(await ask(running, ASKED, ALICE, user="ann")) == "small"
         assert origin(await ask(running, ASKED, USERS, user="ann")) == "exact"
         assert origin(await ask(running, "Where do penguins sleep?", ALICE)) == "exact"
-        assert await erase(running, tenant="users", user="ann") == {"exact": 1, "semantic": 1}
+        assert await erase(running, tenant="users", user="ann") == {
+            "exact": 1,
+            "semantic": 1,
+            "labels": 0,
+        }
         assert origin(await ask(running, AGAIN, USERS, user="ann")) == "small"
 
 
@@ -65,20 +69,32 @@ async def test_answers_are_erased_by_tag_tenant_model_or_all_at_once() -> None:
         await ask(running, "What is a zebra?", BOB, {"sluice-tags": "zoo"})
         await ask(running, "Who wrote Faust?", ONE, {"sluice-tags": "zoo"})
         await ask(running, "Who built the tower?", TWO, model="large")
-        one = {"exact": 1, "semantic": 1}
-        assert await erase(running, tenant="bob", tag="city") == {"exact": 0, "semantic": 0}
+        one = {"exact": 1, "semantic": 1, "labels": 0}
+        assert await erase(running, tenant="bob", tag="city") == {
+            "exact": 0,
+            "semantic": 0,
+            "labels": 0,
+        }
         assert await erase(running, tenant="alice", tag="animals") == one
         assert await erase(running, tenant="one") == one
         assert await erase(running, model="large") == one
-        assert await erase(running, tag="zoo", layer="exact") == {"exact": 1, "semantic": 0}
-        assert await erase(running, everything=True) == {"exact": 1, "semantic": 2}
+        assert await erase(running, tag="zoo", layer="exact") == {
+            "exact": 1,
+            "semantic": 0,
+            "labels": 0,
+        }
+        assert await erase(running, everything=True) == {"exact": 1, "semantic": 2, "labels": 0}
 
 
 async def test_one_answer_is_erased_by_the_id_of_any_who_got_it() -> None:
     async with gateway() as running:
         await ask(running, ASKED)
         hit = await ask(running, AGAIN)
-        assert await erase(running, answer=hit.json()["id"]) == {"exact": 0, "semantic": 1}
+        assert await erase(running, answer=hit.json()["id"]) == {
+            "exact": 0,
+            "semantic": 1,
+            "labels": 0,
+        }
         assert origin(await ask(running, "How could I reset my password?")) == "small"
 
 
@@ -109,4 +125,8 @@ async def test_an_answer_tagged_like_another_tenants_user_is_no_way_into_their_a
     async with gateway() as running:
         await ask(running, ASKED, ALICE, user="ann")
         await ask(running, ASKED, BOB, {"sluice-tags": "user:alice/ann"})
-        assert await erase(running, tenant="alice", user="ann") == {"exact": 2, "semantic": 2}
+        assert await erase(running, tenant="alice", user="ann") == {
+            "exact": 2,
+            "semantic": 2,
+            "labels": 0,
+        }

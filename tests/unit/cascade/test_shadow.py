@@ -25,6 +25,7 @@ from engine.contract import (
 )
 from tests.support.fake import FakeModel
 from tests.support.routing import chat
+from tests.support.speakers import eventually
 
 
 class Scene:
@@ -182,6 +183,23 @@ async def test_feedback_that_is_given_again_counts_once_and_the_last_word_holds(
     await scene.settle(lambda: len(scene.rows) == 2)
     (row,) = read_labels(scene.rows)
     assert row.large == 0.0
+
+
+async def test_what_is_erased_waits_no_more_is_not_written_and_has_no_feedback() -> None:
+    slow = FakeModel(lambda _: ["Paris"], name="large", pause_s=0.02)
+    scene = Scene(large=slow)
+    for who in ("ann", "bob", "ann"):
+        await scene.ask(chat(f"I am {who}"), Trail(who, tenant="t", tags=(f"user:{who}",)))
+    task = asyncio.create_task(scene.shadow.run())
+    await eventually(lambda: bool(slow.calls))
+    scene.shadow.erase(lambda scope, labels: scope == "t" and "user:ann" in labels)
+    assert scene.shadow.waiting == 1
+    assert not scene.shadow.feedback("ann", 1.0, tenant="t", scope="t")
+    assert scene.shadow.feedback("bob", 1.0, tenant="t", scope="t")
+    await eventually(lambda: len(scene.rows) == 2)
+    task.cancel()
+    assert all("I am bob" in row for row in scene.rows)
+    assert scene.shadow.dropped == 1
 
 
 async def test_an_answer_that_was_cut_is_no_sample() -> None:

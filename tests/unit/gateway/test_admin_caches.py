@@ -27,9 +27,15 @@ class DeafStore(MemoryStore):
         raise StoreFault("no line to it")
 
 
+async def nothing_learnt(_: Which) -> int:
+    return 0
+
+
 def client_of(store: MemoryStore) -> httpx.AsyncClient:
     keys = AdminKeys(Admin(keys=(hashlib.sha256(KEY.encode()).hexdigest(),)))
-    routes = admin_caches.router(store, None, AdminGate(keys, "127.0.0.1", quiet_log()))
+    routes = admin_caches.router(
+        store, None, nothing_learnt, AdminGate(keys, "127.0.0.1", quiet_log())
+    )
     app = build_app({}, {}, [routes], nullcontext)
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway")
 
@@ -48,5 +54,5 @@ async def test_without_a_semantic_cache_the_exact_one_is_shown_and_erased() -> N
         erased = await client.post("/admin/caches/erase", json={"tag": "x"}, headers=KEYED)
         stranger = await client.get("/admin/caches")
     assert shown.json()["semantic"] is None
-    assert erased.json() == {"exact": 0, "semantic": 0}
+    assert erased.json() == {"exact": 0, "semantic": 0, "labels": 0}
     assert stranger.status_code == 401

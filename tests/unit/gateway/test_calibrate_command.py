@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from cascade.label_rows import Grades, write_label
 from cascade.labels import Labelled
 from cascade.policy import read_policy
-from cascade.shadow import Grades, write_label
 from gateway.cli import main
 from gateway.configure import load
 from gateway.parts.policies import Policies, Surroundings
