@@ -109,21 +109,22 @@ class Fallbacks:
     """An answerer that asks others in order, until one starts to answer.
 
     Only what may be better elsewhere moves on: an upstream that broke, is full, or is not there. A
-    bad request is bad everywhere, and after Start nothing is tried again. Whoever `can` not do
-    what is asked is no fallback for it; the first is asked in any case, and refuses by itself."""
+    bad request is bad everywhere, and after Start nothing is tried again. Who `serves` is false of
+    (it cannot do what is asked, or the one who asks may not use it) is no fallback for the call;
+    the first is asked in any case, and refuses by itself."""
 
     def __init__(
         self,
         answerers: Sequence[tuple[str, Answerer]],
-        can: Callable[[str, Call], bool] = lambda _name, _call: True,
+        serves: Callable[[str, Call, Trail], bool] = lambda _name, _call, _trail: True,
     ) -> None:
         assert answerers, "at least one answerer"
         self._first, *self._rest = answerers
-        self._can = can
+        self._serves = serves
 
     async def __call__(self, call: Call, trail: Trail) -> Answer:
-        able = [one for one in self._rest if self._can(one[0], call)]
-        *others, last = [self._first, *able]
+        more = [one for one in self._rest if self._serves(one[0], call, trail)]
+        *others, last = [self._first, *more]
         for name, answerer in others:
             answer = answerer(replace(call, model=name), trail)
             started = False

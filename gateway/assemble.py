@@ -51,6 +51,7 @@ from gateway.parts.exact import Cache, build_cache, exact_terms
 from gateway.parts.judge import build_judge
 from gateway.parts.ledger import build_ledger, part_of
 from gateway.parts.meaning import Meaning, build_meaning
+from gateway.parts.models import WithFallbacks, permitted
 from gateway.parts.shadow import build_shadow, learner_of
 from gateway.parts.tenants import Tenancy, build_tenancy
 from gateway.reload import Reloader
@@ -86,6 +87,7 @@ def assemble(
     tests: without one it is built as it is set."""
     settings, live = loaded.settings, Live(loaded)
     reloader, tenancy = Reloader(live, loaded, log), build_tenancy(live, log)
+    backend = WithFallbacks(settings, backend, permitted(tenancy.roster, settings.cascade))
     cache = build_cache(settings.exact, log)
     store_health = StoreHealth(cache.store, log)
     shelf = Shelf(

@@ -14,14 +14,18 @@ from typing import Protocol
 
 from cascade.ability import Abilities, lacking
 from cascade.guard import Fallbacks
-from engine.contract import Answerer, Call
+from engine.contract import Answerer, Call, Trail
 from gateway.backend import Backend
 from gateway.catalog import ModelCard
 from gateway.observe.logs import Log
 from gateway.observe.metrics import EngineState
-from gateway.settings import Engine, Settings
+from gateway.settings import Cascade, Engine, Settings
+from gateway.tenants.roster import Roster
+from gateway.verify.rules import AUTO
 
 Progress = Callable[[str], None]
+May = Callable[[str, str], bool]
+"""(tenant, model) → whether that model may answer it."""
 DEVICES = Path("/dev")
 
 
@@ -93,7 +97,7 @@ def load_models(
         answerers |= own.answerers
         cards |= own.cards
     named = {name: answerers[name] for name in settings.models}
-    return Models(own, elsewhere, with_fallbacks(settings, named, cards), _told(settings, cards))
+    return Models(own, elsewhere, named, _told(settings, cards))
 
 
 def has_own_process(engine: Engine, devices: Path = DEVICES) -> bool:
@@ -128,21 +132,41 @@ def abilities_of(card: ModelCard) -> Abilities:
     )
 
 
-def with_fallbacks(
-    settings: Settings, answerers: Mapping[str, Answerer], cards: Mapping[str, ModelCard]
-) -> dict[str, Answerer]:
-    """Fallbacks are asked as they are: theirs are not followed, so that no circle can be drawn."""
-    abilities = {name: abilities_of(card) for name, card in cards.items()}
+class WithFallbacks:
+    """A backend whose models have their fallbacks around them. Fallbacks are asked as they are:
+    theirs are not followed, so that no circle can be drawn."""
 
-    def can(name: str, call: Call) -> bool:
-        return not lacking(call, abilities[name])
+    def __init__(self, settings: Settings, inner: Backend, may: May) -> None:
+        abilities = {name: abilities_of(card) for name, card in inner.cards.items()}
 
-    wrapped = dict(answerers)
-    for name, model in settings.models.items():
-        if model.fallbacks:
-            chain = [(one, answerers[one]) for one in (name, *model.fallbacks)]
-            wrapped[name] = Fallbacks(chain, can)
-    return wrapped
+        def serves(name: str, call: Call, trail: Trail) -> bool:
+            return may(trail.tenant, name) and not lacking(call, abilities[name])
+
+        wrapped = dict(inner.answerers)
+        for name, model in settings.models.items():
+            if model.fallbacks:
+                chain = [(one, inner.answerers[one]) for one in (name, *model.fallbacks)]
+                wrapped[name] = Fallbacks(chain, serves)
+        self.answerers: Mapping[str, Answerer] = wrapped
+        self.cards = inner.cards
+        self.start, self.stop = inner.start, inner.stop
+        self.states, self.upstream_errors = inner.states, inner.upstream_errors
+        self.problem, self.lost = inner.problem, inner.lost
+
+
+def permitted(roster: Roster, cascade: Cascade) -> May:
+    """What a tenant may be answered by, as it is or last was: the models it may ask for, and with
+    `auto` those that `auto` asks. Who is no tenant (a judge of ours) may use all."""
+    team = {cascade.small, cascade.large}
+
+    def may(tenant: str, model: str) -> bool:
+        try:
+            allowed = roster[tenant].models
+        except KeyError:
+            return True
+        return not allowed or model in allowed or (AUTO in allowed and model in team)
+
+    return may
 
 
 def _told(settings: Settings, cards: Mapping[str, ModelCard]) -> dict[str, ModelCard]:

@@ -9,12 +9,19 @@ import pytest
 
 from cascade.ability import Abilities
 from engine.contract import Call, Json, Start, Trail, UpstreamFailed
-from gateway.backend import CannotLoad
+from gateway.backend import CannotLoad, PlainBackend
 from gateway.catalog import ModelCard
 from gateway.configure import BadSettings, load
-from gateway.parts.models import abilities_of, has_own_process, load_models, with_fallbacks
+from gateway.parts.models import (
+    WithFallbacks,
+    abilities_of,
+    has_own_process,
+    load_models,
+    permitted,
+)
 from gateway.parts.upstreams import card_of, upstream_of
-from gateway.settings import Engine, Model, Settings
+from gateway.settings import Cascade, Engine, Model, Settings, Tenant
+from gateway.tenants.roster import Roster
 from tests.support.fake import FakeModel
 from tests.support.routing import chat
 
@@ -121,8 +128,8 @@ def test_a_fingerprint_is_of_the_place_and_the_name_there() -> None:
     assert card_of("b", FAR).fingerprint == card_of("x", other).fingerprint
 
 
-async def _origin(answerer: Any, call: Call) -> str:
-    events = [event async for event in answerer(call, Trail("r"))]
+async def _origin(answerer: Any, call: Call, tenant: str = "t") -> str:
+    events = [event async for event in answerer(call, Trail("r", tenant=tenant))]
     assert isinstance(events[0], Start)
     return events[0].origin
 
@@ -137,10 +144,35 @@ async def test_a_fallback_answers_for_a_model_that_fails_unless_it_cannot() -> N
         "plain": ModelCard("plain", "2", tools=False),
         "able": ModelCard("able", "3"),
     }
-    wrapped = with_fallbacks(settings, {"far": broken, "plain": plain, "able": able}, cards)
+    backend = PlainBackend({"far": broken, "plain": plain, "able": able}, cards)
+    wrapped = WithFallbacks(settings, backend, lambda *_: True).answerers
     assert await _origin(wrapped["far"], chat("Hi")) == "plain"
     assert await _origin(wrapped["far"], chat("Hi", tools=Json("[]"))) == "able"
     assert wrapped["plain"] is plain
+
+
+async def test_a_fallback_that_the_tenant_may_not_use_is_skipped() -> None:
+    broken = FakeModel(name="far", error=UpstreamFailed("gone"))
+    dear, other = FakeModel(name="dear"), FakeModel(name="other")
+    far = Model(kind="openai", base_url="https://x", fallbacks=("dear", "other"))
+    settings = Settings(models={"far": far, "dear": FAR, "other": FAR})
+    roster = Roster([Tenant("poor", models=("far",)), Tenant("some", models=("far", "other"))])
+    answerers = {"far": broken, "dear": dear, "other": other}
+    cards = {name: ModelCard(name, name) for name in answerers}
+    may = permitted(roster, Cascade(small="far", large="far"))
+    wrapped = WithFallbacks(settings, PlainBackend(answerers, cards), may).answerers
+    assert await _origin(wrapped["far"], chat("Hi"), "some") == "other"
+    with pytest.raises(UpstreamFailed, match="gone"):
+        await _origin(wrapped["far"], chat("Hi"), "poor")
+    assert not dear.calls
+
+
+def test_who_may_ask_auto_may_be_answered_by_what_auto_asks() -> None:
+    roster = Roster([Tenant("t", models=("auto",)), Tenant("all")])
+    may = permitted(roster, Cascade(small="little", large="big"))
+    assert [may("t", name) for name in ("little", "big", "other")] == [True, True, False]
+    assert may("all", "other")
+    assert may("nobody of ours", "other")
 
 
 @pytest.mark.parametrize(
