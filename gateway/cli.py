@@ -17,7 +17,6 @@ import argparse
 import dataclasses
 import hashlib
 import os
-import re
 import socket
 import sqlite3
 import sys
@@ -32,6 +31,7 @@ from rich.table import Table
 from gateway.configure import BadSettings, Loaded, load
 from gateway.keys_command import add_arguments
 from gateway.keys_command import run as run_keys
+from gateway.masked import masked, masked_header
 from gateway.settings import BUNDLED, Settings
 from gateway.tenants.key_book import KeyRefused
 from gateway.tenants.key_store import KeyStoreFault
@@ -40,7 +40,6 @@ from gateway.tenants.policy import resolved
 
 EXIT_MENDABLE = 2
 CONFIG = Path("sluice.toml")
-_CREDENTIALS = re.compile(r"(?<=://)[^@/]+(?=@)")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -287,7 +286,7 @@ def _doctor(asked: argparse.Namespace, console: Console) -> int:
     del console
     loaded = _load(asked)
     rows = [
-        (key, _shown(value), loaded.sources.get(key, "default"), doc)
+        (key, _shown(key, value), loaded.sources.get(key, "default"), doc)
         for key, value, doc in explained(loaded.settings)
     ]
     if asked.tenant is not None:
@@ -308,7 +307,7 @@ def _policy_rows(loaded: Loaded, tenant: str) -> list[tuple[str, str, str, str]]
     except KeyError:
         known = ", ".join(one.name for one in loaded.settings.tenants)
         raise _Mendable(f"there is no tenant {tenant!r}; there are: {known}") from None
-    return [(one.name, _shown(one.value), one.source, one.meaning) for one in lines]
+    return [(one.name, _shown(one.name, one.value), one.source, one.meaning) for one in lines]
 
 
 def explained(settings: Settings) -> list[tuple[str, Any, str]]:
@@ -328,14 +327,16 @@ def explained(settings: Settings) -> list[tuple[str, Any, str]]:
     ]
 
 
-def _shown(value: Any) -> str:
+def _shown(key: str, value: Any) -> str:
     if value is None:
         return "–"
+    if key.endswith(".headers"):
+        value = {name: masked_header(text) for name, text in value.items()}
     if isinstance(value, Mapping):
         return ", ".join(f"{key}={item}" for key, item in value.items()) or "–"
     if isinstance(value, tuple):
         return ", ".join(_key(str(item)) for item in value) or "–"
-    return _CREDENTIALS.sub("…", str(value))
+    return masked(str(value))
 
 
 def _key(text: str) -> str:

@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from gateway import settings as shape
+from gateway.masked import masked
 from gateway.scan import line_of
 from gateway.verify import impossibilities
 
@@ -49,7 +50,7 @@ TABLES: Mapping[str, type[Any]] = MappingProxyType(
 PREFIX = "SLUICE_"
 NOT_SETTINGS = frozenset({"SLUICE_KEY"})
 """Variables of ours that other commands read (`sluice chat`)."""
-_UNTOLD = frozenset({"keys", "store"})
+_UNTOLD = frozenset({"keys", "store", "headers"})
 """Settings whose value may hold a secret, and is not repeated in a message."""
 
 
@@ -110,7 +111,7 @@ class Draft:
         return f"{self.file}:{line}" if line else self.file
 
     def wrong(self, key: Key, message: str) -> None:
-        self.problems.append(Problem(dotted(key), self.where(key), message))
+        self.problems.append(Problem(dotted(key), self.where(key), masked(message)))
 
 
 def load(

@@ -19,6 +19,7 @@ from cascade.remote import Remote, SecretMissing, Upstream, secret
 from cascade.transport import open_transport
 from gateway.backend import CannotLoad
 from gateway.catalog import ModelCard
+from gateway.masked import masked
 from gateway.observe.logs import Log
 from gateway.settings import Model, Settings
 
@@ -66,7 +67,7 @@ class Upstreams:
         try:
             addresses = Addresses(model.base_url, allow_private=model.allow_private)
         except AddressRefused as error:
-            raise CannotLoad(f"models.{name}.base_url: {error}") from None
+            raise CannotLoad(f"models.{name}.base_url: {masked(str(error))}") from None
         self._addresses[name] = addresses
         return Remote(
             upstream_of(name, model, environ),

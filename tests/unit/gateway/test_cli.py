@@ -89,11 +89,18 @@ def test_a_settings_error_needs_no_engine_and_no_server() -> None:
 
 def test_doctor_hides_a_password(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     config = tmp_path / "sluice.toml"
-    config.write_text('[cache.exact]\nstore = "redis://user:secret@cache.internal:6379/0"\n')
+    config.write_text(
+        '[cache.exact]\nstore = "redis://user:secret@cache.internal:6379/0"\n'
+        '[limits]\nstore = "redis://h:1/0?username=me&password=secret"\n'
+        '[models.far]\nkind = "openai"\nbase_url = "https://h/v1?api_key=secret"\n'
+        'headers = {X-Key = "secret", X-Org = "env:ORG"}\n'
+        '[cascade]\nsmall = "far"\nlarge = "far"\n'
+    )
     assert main(["doctor", "--config", str(config)]) == 0
     said = capsys.readouterr().out
     assert "secret" not in said
     assert "redis://…@cache" in said
+    assert "env:ORG" in said
 
 
 def test_doctor_makes_no_promise_to_who_may_ask_one_model_only(
