@@ -3,6 +3,10 @@ two faces of this.
 
 Rotation makes a new key for the same tenant and lets the old one live for a grace, so that its
 holder can change over without being locked out.
+
+Rotations and revocations are made of what was read, and hold only if nobody changed the key in
+between; else they are made again of what it is now. So what was revoked stays revoked, whoever
+else is at it.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ import msgspec
 
 from gateway.settings import Tenant
 from gateway.tenants.key import Key, Minted, mint
-from gateway.tenants.key_store import KeyStore
+from gateway.tenants.key_store import Found, KeyStore
 
 GRACE_S = 86_400.0
 LONGEST_S = 100 * 365 * 86_400.0
@@ -63,7 +67,15 @@ class KeyBook:
             raise KeyRefused(
                 "The grace must be between 0 s, which ends the old key at once, and 100 years."
             )
-        old, now = self._active(key_id), self._wall()
+        while True:
+            found = self._active(key_id)
+            old, minted = self._rotated(found.key, grace_s)
+            if self._store.put([old, minted.key], found):
+                return minted
+
+    def _rotated(self, old: Key, grace_s: float) -> tuple[Key, Minted]:
+        """The old key with its end, and the new one."""
+        now = self._wall()
         lives_s = None if old.expires_at is None else old.expires_at - old.created_at
         minted = mint(
             old.tenant,
@@ -73,20 +85,20 @@ class KeyBook:
             replaces=old.id,
         )
         ends_at = now + grace_s if old.expires_at is None else min(now + grace_s, old.expires_at)
-        self._store.put([msgspec.structs.replace(old, expires_at=ends_at), minted.key])
-        return minted
+        return msgspec.structs.replace(old, expires_at=ends_at), minted
 
     def revoke(self, key_id: str) -> Key:
         """The key, which opens nothing any more. Raises KeyRefused."""
-        old = self._known(key_id)
-        if old.revoked_at is not None:
-            return old
-        revoked = msgspec.structs.replace(old, revoked_at=self._wall())
-        self._store.put([revoked])
-        return revoked
+        while True:
+            found = self._known(key_id)
+            if found.key.revoked_at is not None:
+                return found.key
+            revoked = msgspec.structs.replace(found.key, revoked_at=self._wall())
+            if self._store.put([revoked], found):
+                return revoked
 
-    def _known(self, key_id: str) -> Key:
-        found = self._store.get(key_id)
+    def _known(self, key_id: str) -> Found:
+        found = self._store.find(key_id)
         if found is None:
             raise KeyRefused(
                 f"There is no stored key {key_id!r}; `sluice keys list` shows their ids (the "
@@ -94,9 +106,9 @@ class KeyBook:
             )
         return found
 
-    def _active(self, key_id: str) -> Key:
+    def _active(self, key_id: str) -> Found:
         found = self._known(key_id)
-        state = found.state(self._wall())
+        state = found.key.state(self._wall())
         if state != "active":
             raise KeyRefused(f"Key {key_id} is {state}; create a new one instead.")
         return found

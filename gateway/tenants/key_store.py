@@ -9,6 +9,11 @@ whose number did go back was restored or emptied; then everything is read again.
 Rejected: asking the store for each request (a round trip each, and nobody gets in while it is
 away); notices over pub/sub (a lost one is a key that stays open, so that polling is needed anyhow).
 
+A change is made of what was read before, and somebody else may have changed the key meanwhile. So a
+write can name what it is made of (`put`, `unless_changed`): it is done only while that is the
+newest there is, in one transaction. Else a rotation that had read a key before its revocation
+would open it again.
+
 Stores are blocking and safe to call from several threads; a server calls them in a thread.
 """
 
@@ -49,14 +54,23 @@ class Changes:
     whole: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A key as it was read, and the version of its last change."""
+
+    key: Key
+    version: int
+
+
 class KeyStore(Protocol):
     """Every method raises KeyStoreFault when the store cannot be asked."""
 
-    def put(self, keys: Iterable[Key]) -> None:
-        """Insert or replace, all or none; each gets a version of its own."""
+    def put(self, keys: Iterable[Key], unless_changed: Found | None = None) -> bool:
+        """Insert or replace, all or none; each gets a version of its own. False: `unless_changed`
+        has changed since it was read, and nothing was done."""
         ...
 
-    def get(self, key_id: str) -> Key | None: ...
+    def find(self, key_id: str) -> Found | None: ...
 
     def all(self) -> list[Key]:
         """Oldest first."""
@@ -90,11 +104,14 @@ class SqliteKeyStore:
         except (OSError, sqlite3.Error) as error:
             raise self._fault(error) from error
 
-    def put(self, keys: Iterable[Key]) -> None:
+    def put(self, keys: Iterable[Key], unless_changed: Found | None = None) -> bool:
         marks = ", ".join("?" * 9)
         with self._lock:
             try:
                 self._db.execute("BEGIN IMMEDIATE")
+                if unless_changed is not None and not self._is_newest(unless_changed):
+                    self._db.execute("ROLLBACK")
+                    return False
                 for key in keys:
                     self._db.execute(
                         f"INSERT OR REPLACE INTO keys ({_COLUMNS}, version) VALUES "  # noqa: S608
@@ -106,13 +123,14 @@ class SqliteKeyStore:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
                 raise self._fault(error) from error
+        return True
 
-    def get(self, key_id: str) -> Key | None:
+    def find(self, key_id: str) -> Found | None:
         found = self._read("WHERE id = ?", (key_id,))
         return found[0] if found else None
 
     def all(self) -> list[Key]:
-        return self._read("ORDER BY created_at, id", ())
+        return [found.key for found in self._read("ORDER BY created_at, id", ())]
 
     def changes(self, since: int) -> Changes:
         newest = self._newest()
@@ -120,7 +138,8 @@ class SqliteKeyStore:
             return Changes(since, [])
         if newest < since:
             return Changes(newest, self.all(), whole=True)
-        return Changes(newest, self._read("WHERE version > ?", (since,)))
+        changed = self._read("WHERE version > ?", (since,))
+        return Changes(newest, [found.key for found in changed])
 
     def note_used(self, when: Mapping[str, float]) -> None:
         rows = [(at, key_id) for key_id, at in when.items()]
@@ -148,13 +167,18 @@ class SqliteKeyStore:
                 raise self._fault(error) from error
         return int(found[0])
 
-    def _read(self, which: str, values: tuple[Any, ...]) -> list[Key]:
+    def _is_newest(self, found: Found) -> bool:
+        row = self._db.execute("SELECT version FROM keys WHERE id = ?", (found.key.id,)).fetchone()
+        return row is not None and int(row[0]) == found.version
+
+    def _read(self, which: str, values: tuple[Any, ...]) -> list[Found]:
+        query = f"SELECT {_COLUMNS}, version FROM keys {which}"  # noqa: S608
         with self._lock:
             try:
-                rows = self._db.execute(f"SELECT {_COLUMNS} FROM keys {which}", values).fetchall()  # noqa: S608
+                rows = self._db.execute(query, values).fetchall()
             except sqlite3.Error as error:
                 raise self._fault(error) from error
-        return [Key(*row) for row in rows]
+        return [Found(Key(*row[:-1]), row[-1]) for row in rows]
 
     def _fault(self, error: Exception) -> KeyStoreFault:
         return KeyStoreFault(

@@ -22,19 +22,25 @@ from redis.exceptions import RedisError
 from redis.retry import Retry
 
 from gateway.tenants.key import Key
-from gateway.tenants.key_store import Changes, KeyStoreFault
+from gateway.tenants.key_store import Changes, Found, KeyStoreFault
 
 T = TypeVar("T")
 PATIENCE_S = 1.0
 CLUSTER = "+cluster"
 _ROOT = "{sluice:keys}"
 ALL, LOG, VERSION, USED = (f"{_ROOT}:{name}" for name in ("all", "log", "version", "used"))
+# KEYS: all, log, version. ARGV: the id that must not have changed (or empty) and its version; then
+# id and key, again and again.
 _PUT = """
-for i = 1, #ARGV, 2 do
+if ARGV[1] ~= '' and tonumber(redis.call('ZSCORE', KEYS[2], ARGV[1])) ~= tonumber(ARGV[2]) then
+  return 0
+end
+for i = 3, #ARGV, 2 do
   local version = redis.call('INCR', KEYS[3])
   redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1])
   redis.call('ZADD', KEYS[2], version, ARGV[i])
 end
+return 1
 """
 
 
@@ -51,13 +57,16 @@ class RedisKeyStore:
             retry=Retry(NoBackoff(), 0),
         )
 
-    def put(self, keys: Iterable[Key]) -> None:
+    def put(self, keys: Iterable[Key], unless_changed: Found | None = None) -> bool:
+        held = (unless_changed.key.id, unless_changed.version) if unless_changed else ("", 0)
         pairs = [part for key in keys for part in (key.id, msgspec.json.encode(key))]
-        self._ask(lambda: self._redis.eval(_PUT, 3, ALL, LOG, VERSION, *pairs))
+        return bool(self._ask(lambda: self._redis.eval(_PUT, 3, ALL, LOG, VERSION, *held, *pairs)))
 
-    def get(self, key_id: str) -> Key | None:
+    def find(self, key_id: str) -> Found | None:
+        """The version is read first: of a change between the two, `put` says that there was one."""
+        version = self._ask(lambda: self._redis.zscore(LOG, key_id))
         found = self._read([key_id])
-        return found[0] if found else None
+        return Found(found[0], int(version)) if found and version is not None else None
 
     def all(self) -> list[Key]:
         ids = self._ask(lambda: self._redis.hkeys(ALL))
