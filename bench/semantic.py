@@ -99,6 +99,9 @@ def named(names: Sequence[str], data: Path) -> list[Stream | Arranged]:
     """The streams called `names`, read from the folder `data`; "all" and "fresh" are many."""
     groups = {"all": [*STREAMS], "fresh": [*FRESH]}
     wanted = [one for name in names for one in groups.get(name, [name])]
+    unknown = [name for name in wanted if name not in {**STREAMS, **FRESH}]
+    if unknown:
+        raise SystemExit(f"no such streams: {', '.join(unknown)}; --help lists them")
     return [{**STREAMS, **FRESH}[name](data) for name in wanted]
 
 
@@ -108,7 +111,9 @@ def main() -> None:
     parser.add_argument(
         "--streams", default="all", help=f"of {', '.join([*STREAMS, *FRESH])}, all, fresh"
     )
-    parser.add_argument("--policies", default="ours,pooled,vcache,static")
+    parser.add_argument(
+        "--policies", default="ours,pooled,vcache,static", help="of these (the default: all)"
+    )
     parser.add_argument("--seeds", type=int, default=100)
     parser.add_argument(
         "--runs", type=Path, help="where each run is kept; those there are not played"

@@ -19,8 +19,10 @@ Price: one thread makes 300 to 900 vectors a second; 100 MB of memory.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -118,7 +120,7 @@ def prepare(
     if known is not None:
         return known
     source = str(_bundled()) if model == BUNDLED else model
-    command = [sys.executable, "-m", "cache.embed_export", source, str(_place(model, folder))]
+    command = [sys.executable, "-m", "cache.embed_export", source, str(place_of(model, folder))]
     failure = _run(command, timeout_s, stopped or threading.Event())
     made = None if failure else exported(model, folder)
     if made is None:
@@ -132,7 +134,7 @@ def prepare(
 
 def exported(model: str, folder: Path) -> Exported | None:
     """What `prepare` left there; None where it has not been made yet."""
-    at = _place(model, folder)
+    at = place_of(model, folder)
     if not (at / "model.json").exists():
         return None
     described = json.loads((at / "model.json").read_text())
@@ -146,8 +148,23 @@ def exported(model: str, folder: Path) -> Exported | None:
     )
 
 
-def _place(model: str, folder: Path) -> Path:
-    return folder / model.strip("/.").replace("/", "--")
+def place_of(model: str, folder: Path) -> Path:
+    """One for each model: names that read alike are not, and a folder whose files have changed is
+    another model."""
+    if model == BUNDLED:
+        return folder / model
+    source = Path(model)
+    told = [model]
+    if source.is_dir():
+        files = [path for path in sorted(source.rglob("*")) if path.is_file()]
+        told = [str(source.resolve()), *(_stamp(path) for path in files)]
+    readable = re.sub(r"[^\w.]+", "-", model).strip("-.")[:60]
+    return folder / f"{readable}-{hashlib.sha256(repr(told).encode()).hexdigest()[:12]}"
+
+
+def _stamp(path: Path) -> str:
+    found = path.stat()
+    return f"{path} {found.st_size} {found.st_mtime_ns}"
 
 
 def _run(command: list[str], timeout_s: float, stopped: threading.Event) -> str:

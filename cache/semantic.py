@@ -133,7 +133,7 @@ class Semantic:
         asked = await self._look(call, trail)
         trail.span("semantic", started)
         if asked is not None and asked.verdict is not None and asked.verdict.action == "serve":
-            for event in self._serve(asked, trail):
+            for event in self._serve(asked, call, trail):
                 yield event
             return
         recorder = Recorder(call)
@@ -190,7 +190,7 @@ class Semantic:
         self, space: Space, question: str, vector: Vector, call: Call, terms: Terms, trail: Trail
     ) -> Asked:
         facts, now = read(question), self._clock()
-        seen = space.look(facts, vector, now)
+        seen = space.look(facts, vector, now, terms.ttl_s)
         asked = Asked(space, question, facts, vector, seen, self._owner_of(call, trail))
         if asked.owner != trail.tenant:
             asked.doubt = self._hindsight.doubt(asked, now)
@@ -222,7 +222,7 @@ class Semantic:
         trail.cache.append(CacheStatus("semantic", forward=why, detail=_worth(verdict)))
         return verdict
 
-    def _serve(self, asked: Asked, trail: Trail) -> Iterator[Event]:
+    def _serve(self, asked: Asked, call: Call, trail: Trail) -> Iterator[Event]:
         seen, verdict = asked.seen, asked.verdict
         assert seen is not None
         assert verdict is not None
@@ -230,7 +230,7 @@ class Semantic:
         assert group is not None
         recording, now = group.recording, self._clock()
         trail.age_s = max(0.0, now - recording.stored_at)
-        ttl_s = recording.expires_at - now
+        ttl_s = min(recording.ttl_s, self._terms_of(call, trail).ttl_s) - trail.age_s
         trail.cache.append(CacheStatus("semantic", hit=True, ttl_s=ttl_s, detail=_worth(verdict)))
         self._remember(asked, trail)
         start, *rest = replay(recording, trail.id)

@@ -18,6 +18,7 @@ of each other do not meet, and grow with time.
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections import Counter, OrderedDict
 from typing import Final
@@ -101,12 +102,19 @@ class Space:
 
     # ------------------------------------------------------------------ reading
 
-    def look(self, facts: Facts, vector: Vector, now: float) -> Seen | None:
-        """The nearest answers that are still fresh; stale ones met on the way are dropped."""
+    def look(
+        self, facts: Facts, vector: Vector, now: float, ttl_s: float = math.inf
+    ) -> Seen | None:
+        """The nearest answers that are still fresh, also for who takes none older than `ttl_s`;
+        stale ones met on the way are dropped."""
         entries = [
             (self._entries[hit.key], hit.cosine) for hit in self._index.search(vector, NEAREST)
         ]
-        fresh = [(entry, cosine) for entry, cosine in entries if self._is_fresh(entry, now)]
+        fresh = [
+            (entry, cosine)
+            for entry, cosine in entries
+            if self._is_fresh(entry, now) and now - self._stored_at(entry) < ttl_s
+        ]
         if not fresh:
             return None
         near = [

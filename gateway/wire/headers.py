@@ -37,7 +37,8 @@ def _share(text: str) -> float:
     """Plain decimals only: what else `float` reads (nan, 1_0) is no share."""
     if not _SHARE.fullmatch(text.strip()) or float(text) > 1:
         raise BadCall(
-            f"Sluice-Max-Error must be a number from 0 (no semantic hit) to 1; got {text!r}.",
+            "Sluice-Max-Error must be a decimal like 0.01, from 0 (no semantic hit) to 1; "
+            f"got {text!r}.",
             param="Sluice-Max-Error",
             code="invalid_value",
         )

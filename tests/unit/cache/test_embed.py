@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -18,6 +19,8 @@ from cache.embed import (
     OnnxEncoder,
     TextForeign,
     TextTooLong,
+    exported,
+    place_of,
     prepare,
 )
 from tests.support.encoders import BagEncoder
@@ -106,6 +109,31 @@ async def test_a_refused_text_is_not_remembered_as_an_answer(encoder: BagEncoder
 def test_a_model_that_is_not_there_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ModelUnusable, match="folder, or a hub id"):
         prepare(str(tmp_path / "nothing"), tmp_path / "models")
+
+
+def test_each_model_has_its_place_and_a_changed_folder_another(tmp_path: Path) -> None:
+    def make(model: str) -> None:
+        at = place_of(model, tmp_path)
+        at.mkdir(parents=True)
+        told = {"window": 8, "dimensions": 4, "precision": "int8", "fingerprint": model}
+        (at / "model.json").write_text(json.dumps(told))
+
+    def made(model: str) -> bool:
+        return exported(model, tmp_path) is not None
+
+    make(BUNDLED)
+    assert made(BUNDLED)
+    others = [f"./{BUNDLED}", f"/{BUNDLED}/", f"x/{BUNDLED}", "a/b", "a--b"]
+    assert not any(made(other) for other in others)
+    make("a/b")
+    assert (made("a/b"), made("a--b")) == (True, False)
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "weights").write_text("one")
+    make(str(own))
+    assert made(str(own))
+    (own / "weights").write_text("another")
+    assert not made(str(own)), "its files have changed"
 
 
 @pytest.fixture(scope="module")

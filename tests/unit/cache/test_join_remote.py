@@ -467,3 +467,16 @@ async def test_a_claim_that_was_heard_after_all_is_led(server: RedisServer) -> N
         await eventually(follower.task.done)
         assert said(follower.heard) == "abc"
         assert not two.model.runs
+
+
+async def test_a_leader_with_nothing_to_say_is_followed_on_a_redis_with_its_own_clock(
+    server: RedisServer,
+) -> None:
+    """Redis ends a wait without news up to 100 ms late: no reply by then is no fault of anybody."""
+    line = RedisLine(server.url, patience_s=0.1)
+    await line.open()
+    names = FlightNames.of(key_of(call_of()), Directives())
+    heard = read_log(line, names, b"nobody")
+    with pytest.raises(LogLost, match="silent"):
+        await anext(heard)
+    await line.close()

@@ -232,6 +232,19 @@ async def test_an_answer_ends_with_its_ttl(house: House) -> None:
     assert house.semantic.state()[0].entries == 1
 
 
+async def test_who_takes_no_old_answers_gets_none_and_others_still_do(house: House) -> None:
+    await house.ask(FIRST)
+    house.clock.now += 10
+    given = house.terms
+    house.terms = replace(given, ttl_s=10.0)
+    _, trail = await house.ask(FIRST)
+    assert not trail.cache[0].hit
+    house.terms = replace(given, ttl_s=15.0)
+    house.clock.now += 1
+    _, trail = await house.ask(AGAIN)
+    assert (trail.cache[0].hit, trail.cache[0].ttl_s) == (True, 4.0)
+
+
 async def test_who_stops_listening_at_the_end_has_heard_all_of_it(house: House) -> None:
     await house.restore()
     async with aclosing(house.semantic(call_of(FIRST), Trail(id="r0"))) as answer:
