@@ -45,6 +45,10 @@ class _Standing:
     slots: Slots | SharedSlots | None = None
     inflight: int = 0
 
+    @property
+    def limited(self) -> bool:
+        return any(one is not None for one in (self.requests, self.tokens, self.slots))
+
     def needs(self, tokens: int) -> list[tuple[SharedWindow | SharedSlots, int]]:
         """What is shared, and how much of it the next request takes."""
         wanted = ((self.tokens, tokens),) if tokens else ((self.requests, 1), (self.slots, 1))
@@ -142,8 +146,9 @@ class Limits:
         return tenant in self._standing
 
     def enter(self, tenant: str) -> None:
-        """Count one request in here, or raise TooMany."""
-        standing = self._standing[tenant]
+        """Count one request in here, or raise TooMany. Whose limits were lifted while a store was
+        asked is let in."""
+        standing = self._standing.setdefault(tenant, _Standing())
         now = self._clock()
         slots = standing.slots
         if slots is not None and not slots.fits(now, 1):
@@ -171,6 +176,8 @@ class Limits:
         standing.inflight -= 1
         if standing.slots is not None:
             standing.slots.busy -= 1
+        if not standing.inflight and not standing.limited:
+            del self._standing[tenant]
 
     def take_tokens(self, tenant: str, tokens: int) -> Tokens | None:
         """Count tokens here, or raise TooMany."""

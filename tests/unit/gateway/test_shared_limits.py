@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from io import BytesIO
 
@@ -18,6 +19,8 @@ from gateway.tenants.lease_line import AWAY_S
 from gateway.tenants.lease_store import Account, LeaseStoreFault, Move, Moved, SqliteLeaseStore
 from gateway.tenants.limits import Limits
 from gateway.tenants.shared_rates import RateStore
+from tests.support.shared import PATIENT_S
+from tests.support.speakers import eventually
 
 
 class Store(SqliteLeaseStore):
@@ -220,6 +223,50 @@ async def test_a_reload_keeps_what_was_counted(store: Store, clock: Clock) -> No
     assert not await one.lets_in()
     one.limits.leave("t")
     assert await one.lets_in()
+
+
+class SlowStore(Store):
+    """It answers when it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_answer = threading.Event()
+
+    def _look(self) -> None:
+        super()._look()
+        assert self.may_answer.wait(PATIENT_S)
+
+
+@pytest.mark.parametrize("limit", ["max_concurrent", "rpm"])
+async def test_who_waits_for_the_store_is_let_in_when_its_limit_is_lifted(
+    clock: Clock, limit: str
+) -> None:
+    store = SlowStore()
+    one = Gateway(store, clock, **{limit: 3})
+    waiting = asyncio.create_task(one.lets_in())
+    await eventually(lambda: store.asked)
+    one.limits.replace([Tenant(name="t")])
+    assert not one.limits.watches("t")
+    store.may_answer.set()
+    assert await waiting
+    one.limits.replace([Tenant(name="t", max_concurrent=1)])
+    assert not await one.lets_in(), "it counts as long as it is in flight"
+    one.limits.leave("t")
+    clock.now += 1
+    assert await one.lets_in()
+
+
+async def test_a_tenant_without_limits_is_forgotten_when_its_last_request_has_left(
+    store: Store, clock: Clock
+) -> None:
+    one = Gateway(store, clock, rpm=5)
+    assert await one.lets_in()
+    assert await one.lets_in()
+    one.limits.replace([])
+    one.limits.leave("t")
+    assert one.limits.watches("t")
+    one.limits.leave("t")
+    assert not one.limits.watches("t")
 
 
 async def test_a_flood_over_the_limit_does_not_wait_in_a_row_for_a_store_that_hangs(
