@@ -12,11 +12,11 @@ answer tokens). A first day starts from nothing: no cached answer, no label of t
 What came before a later day is served, too, and not counted.
 
 "Large tokens" are what the engine says it drew from the large model, audits, shadow runs and
-abandoned answers included, whoever they were for. What each technique avoided is read from the
-ledger (/metrics), too. Losses are paired, request by request, and come with 95 % bootstrap
-intervals over visits. An oracle is what its technique could have avoided on this traffic: every
-repeat, every question whose meaning was asked before, every task that the small model would have
-got right.
+abandoned answers included, whoever they were for. What each technique avoided comes with 95 %
+bootstrap intervals and beside the ledger's own sums (bench/day_account.py). Losses are paired,
+request by request, and come with 95 % bootstrap intervals over visits. An oracle is what its
+technique could have avoided on this traffic: every repeat, every question whose meaning was asked
+before, every task that the small model would have got right.
 """
 
 from __future__ import annotations
@@ -35,8 +35,10 @@ from typing import Any
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from bench.day_report import Losses, Said, losses, oracles, reached
+from bench.day_account import NAMES, bundled_prices, print_oracles, print_techniques, saved
+from bench.day_report import TECHNIQUES, Losses, Said, losses, oracles
 from bench.day_traffic import MAX_TOKENS, SYSTEM, TENANTS, Visit, days_of
+from engine.contract import Usage
 from tests.support.program import Program, running
 
 CALLERS = 48
@@ -87,7 +89,7 @@ class Day:
     tokens_avoided: Mapping[str, float]
     """By technique, prompt and answer tokens together, as the ledger books them."""
     usd: float
-    usd_avoided: float
+    usd_avoided: Mapping[str, float]
     usd_wasted: float
     seconds: float
 
@@ -134,11 +136,21 @@ async def _converse(
         reply = await _ask(client, visit, messages, model)
         seconds = time.perf_counter() - started
         answer = reply.json()["choices"][0]["message"]["content"]
-        tokens = reply.json()["usage"]["completion_tokens"]
-        origin = reply.headers["sluice-origin"]
-        said.append(Said(number, turn, copy, answer, origin, tokens, seconds))
+        origin, asked = reply.headers["sluice-origin"], reply.headers["sluice-model"]
+        usage = usage_of(reply.json()["usage"])
+        said.append(Said(number, turn, copy, answer, origin, asked, usage, seconds))
         messages.append({"role": "assistant", "content": answer})
     return said
+
+
+def usage_of(told: Mapping[str, Any]) -> Usage:
+    """What a reply says of its tokens."""
+    return Usage(
+        told["prompt_tokens"],
+        told["completion_tokens"],
+        told["prompt_tokens_details"]["cached_tokens"],
+        told["sluice"]["computed_tokens"],
+    )
 
 
 async def _replay(base_url: str, visits: Sequence[Visit], model: str) -> list[Said]:
@@ -195,14 +207,13 @@ def _scrape(program: Program) -> Callable[..., float]:
 
 
 def _account(said: list[Said], seconds: float, total: Callable[..., float]) -> Day:
-    techniques = ("exact", "join", "semantic", "cascade", "prefix")
     return Day(
         said=said,
         large_tokens=total("sluice_engine_tokens_total", model="large", kind="completion"),
         small_tokens=total("sluice_engine_tokens_total", model="small", kind="completion"),
-        tokens_avoided={by: total("sluice_tokens_avoided_total", by=by) for by in techniques},
+        tokens_avoided={by: total("sluice_tokens_avoided_total", by=by) for by in NAMES},
         usd=total("sluice_cost_usd_total"),
-        usd_avoided=total("sluice_cost_avoided_usd_total"),
+        usd_avoided={by: total("sluice_cost_avoided_usd_total", by=by) for by in NAMES},
         usd_wasted=total("sluice_cost_wasted_usd_total"),
         seconds=seconds,
     )
@@ -227,15 +238,17 @@ def show(
     small: Mapping[str, str],
 ) -> dict[str, Any]:
     """Print the tables; the same as values for JSON."""
-    avoided, could = reached(on.said, off.said), oracles(visits, off.said, small, earlier)
-    lost = losses(visits, on.said, off.said)
+    rows = saved(on.said, off.said, bundled_prices())
+    could, lost = oracles(visits, off.said, small, earlier), losses(visits, on.said, off.said)
     _show_whole(on, off)
-    _show_techniques(avoided, could, on, off)
+    print_techniques(rows, on.tokens_avoided, on.usd_avoided, on.usd_wasted)
+    print_oracles(rows, could)
     _show_losses(lost)
     days = {
         name: {key: value for key, value in asdict(one).items() if key != "said"}
         for name, one in (("on", on), ("off", off))
     }
+    avoided = [asdict(one) for one in rows]
     return {"days": days, "avoided": avoided, "oracles": could, "losses": asdict(lost)}
 
 
@@ -254,26 +267,6 @@ def _show_whole(on: Day, off: Day) -> None:
           f"| {on.usd + on.usd_wasted:.4f} | {saved:.0%} less |")  # fmt: skip
 
 
-def _show_techniques(
-    avoided: Mapping[str, int], could: Mapping[str, int], on: Day, off: Day
-) -> None:
-    all_tokens = sum(said.completion_tokens for said in off.said)
-    got = {
-        "exact + join": avoided["exact"] + avoided["join"],
-        "semantic": avoided["semantic"],
-        "cascade": avoided["cascade"],
-    }
-    print(
-        "\n| technique | large answer tokens avoided | of all | its oracle | ledger, prompt too |"
-    )
-    print("| --- | --- | --- | --- | --- |")
-    for name, tokens in got.items():
-        booked = sum(on.tokens_avoided[part] for part in name.split(" + "))
-        print(f"| {name} | {tokens:,} | {tokens / all_tokens:.1%} "
-              f"| {could[name]:,} ({could[name] / all_tokens:.1%}) | {booked:,.0f} |")  # fmt: skip
-    print(f"| prefix tree | | | | {on.tokens_avoided['prefix']:,.0f} |")
-
-
 def _show_losses(lost: Losses) -> None:
     print("\n| what can be checked | |")
     print("| --- | --- |")
@@ -289,7 +282,12 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
     """One bar: where the answer tokens of the day without savings went."""
     from matplotlib.figure import Figure  # an extra, for this picture only
 
-    parts = dict(result["avoided"])
+    shown = set(TECHNIQUES.values())
+    parts = {
+        one["technique"]: one["large_tokens"]["value"]
+        for one in result["avoided"]
+        if one["technique"] in shown
+    }
     whole = result["days"]["off"]["large_tokens"]
     parts["large model"] = max(0.0, whole - sum(parts.values()))
     figure = Figure(figsize=(9, 1.9), dpi=110, layout="constrained")

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from bench.day_traffic import Visit
 from demo.tasks import check
+from engine.contract import Usage
 
 RESAMPLES = 2000
 TECHNIQUES = {"exact": "exact", "joined": "join", "semantic": "semantic", "small": "cascade"}
@@ -30,8 +31,13 @@ class Said:
     copy: int
     text: str
     origin: str
-    completion_tokens: int
+    model: str
+    usage: Usage
     seconds: float
+
+    @property
+    def completion_tokens(self) -> int:
+        return self.usage.completion_tokens
 
     @property
     def place(self) -> tuple[int, int, int]:
@@ -67,18 +73,7 @@ def share(values: Sequence[float], visits: Sequence[int], seed: int = 0) -> Shar
     return Share(100 * total[0] / total[1], 100 * low, 100 * high, len(values))
 
 
-# --------------------------------------------------------------------------- what was avoided
-
-
-def reached(on: Sequence[Said], off: Sequence[Said]) -> dict[str, int]:
-    """Tokens of the day without savings that each technique made unnecessary."""
-    price = {said.place: said.completion_tokens for said in off}
-    sums = dict.fromkeys(TECHNIQUES.values(), 0)
-    for said in on:
-        technique = TECHNIQUES.get(said.origin)
-        if technique is not None:
-            sums[technique] += price[said.place]
-    return sums
+# ------------------------------------------------------------------ what could have been avoided
 
 
 def oracles(
