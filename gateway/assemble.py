@@ -154,6 +154,7 @@ def assemble(
                 },
                 metrics,
                 tenancy.gate,
+                hints={"settings": live.said_waiting},
             ),
             docs.router(),
             page.router(keeper, backend.states, pulse, drain=drain, gate=tenancy.gate, part=part),

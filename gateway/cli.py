@@ -1,8 +1,8 @@
 """The command `sluice`: serve, doctor, keys, calibrate, chat.
 
     sluice serve [--config sluice.toml] [--host H] [--port P] [--small PATH] [--large PATH]
-    sluice doctor [--config sluice.toml]     the settings in force, and where each came from
-    sluice doctor --tenant NAME              the policy that holds for a tenant, likewise
+    sluice doctor [--config sluice.toml]     the settings that a start would take, with sources
+    sluice doctor --tenant NAME              the policy of a tenant, likewise
     sluice keys create|list|rotate|revoke    keys of tenants, in the store that the server reads
     sluice calibrate --tenant T --data FILE  a cascade policy with a promise, from labelled requests
     sluice chat [--url URL] [--model NAME]   talk to a running server
@@ -70,7 +70,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="sluice", description="An LLM gateway with an engine.")
     commands = parser.add_subparsers(dest="command", required=True)
     serve = commands.add_parser("serve", help="serve the gateway")
-    doctor = commands.add_parser("doctor", help="show the settings in force and their sources")
+    doctor = commands.add_parser(
+        "doctor", help="show the settings that a start would take, and their sources"
+    )
     for one in (serve, doctor):
         one.add_argument(
             "--config", type=Path, help="settings; default ./sluice.toml if there is one"
@@ -282,7 +284,7 @@ Serving {", ".join(settings.models)} and auto at {base}/v1   (dashboard: {base}/
 
 
 def _doctor(asked: argparse.Namespace, console: Console) -> int:
-    """The settings in force. Its output is for people and goes to stdout."""
+    """The settings that a start would take. Its output is for people and goes to stdout."""
     del console
     loaded = _load(asked)
     rows = [

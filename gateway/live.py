@@ -28,6 +28,8 @@ class Live:
         self.sources: Mapping[str, str] = loaded.sources
         self.problem: str | None = None
         """Why the newest settings were not taken on; None once good ones were."""
+        self.waiting: tuple[str, ...] = ()
+        """Keys that the newest settings change and only a restart takes on."""
         self._tenant_takers: list[Taker] = []
         self._admin_takers: list[Callable[[Admin], None]] = []
 
@@ -41,9 +43,18 @@ class Live:
         """For /readyz, which everybody may read."""
         return self.problem and "the newest settings are not valid: the old ones hold. See the log"
 
-    def take(self, loaded: Loaded) -> list[str]:
-        """Put valid settings in force; the keys that changed and wait for a restart."""
-        waiting = differences(self.settings, loaded.settings)
+    def said_waiting(self) -> str | None:
+        """For /readyz. That something waits makes nobody less ready."""
+        count = len(self.waiting)
+        return (
+            f"Settings changed in the file and waiting for a restart: {count}. See the log"
+            if count
+            else None
+        )
+
+    def take(self, loaded: Loaded) -> None:
+        """Put valid settings in force, and keep in `waiting` what they leave to a restart."""
+        self.waiting = tuple(differences(self.settings, loaded.settings))
         self.settings = dataclasses.replace(
             self.settings, tenants=loaded.settings.tenants, admin=loaded.settings.admin
         )
@@ -53,7 +64,6 @@ class Live:
             take_tenants(self.settings.tenants)
         for take_admin in self._admin_takers:
             take_admin(self.settings.admin)
-        return waiting
 
 
 def differences(old: Settings, new: Settings) -> list[str]:

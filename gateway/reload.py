@@ -81,10 +81,10 @@ class Reloader:
         except BadSettings as error:
             self._refuse(error.problems)
             return
-        waiting = self._live.take(loaded)
+        self._live.take(loaded)
         self._log.info("settings taken on", tenants=len(loaded.settings.tenants))
-        if waiting:
-            self._log.warning("settings wait for a restart", keys=waiting)
+        if self._live.waiting:
+            self._log.warning("settings wait for a restart", keys=list(self._live.waiting))
 
     def _refuse(self, problems: Sequence[Problem]) -> None:
         self._live.problem = "; ".join(map(str, problems))

@@ -54,6 +54,9 @@ class TenantOut(BaseModel):
 class TenantList(BaseModel):
     tenants: list[str]
     problem: str | None = Field(description="Why the newest sluice.toml is not in force")
+    waiting: list[str] = Field(
+        description="Settings that the newest sluice.toml changes and only a restart takes on"
+    )
 
 
 def router(live: Live, gate: AdminGate, budgets: Budgets) -> APIRouter:
@@ -63,7 +66,9 @@ def router(live: Live, gate: AdminGate, budgets: Budgets) -> APIRouter:
     @routes.get("/tenants", summary="The tenants in force")
     def list_tenants(_: str = admin) -> TenantList:
         return TenantList(
-            tenants=[tenant.name for tenant in live.settings.tenants], problem=live.problem
+            tenants=[tenant.name for tenant in live.settings.tenants],
+            problem=live.problem,
+            waiting=list(live.waiting),
         )
 
     @routes.get("/tenants/{name}", summary="A tenant's resolved policy, with sources")

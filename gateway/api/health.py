@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
 
 from fastapi import APIRouter, Depends, Response
 from fastapi.responses import JSONResponse
@@ -23,7 +24,10 @@ def router(
     probes: Mapping[str, Probe],
     metrics: Metrics,
     gate: AdminGate,
+    *,
+    hints: Mapping[str, Check] = MappingProxyType({}),
 ) -> APIRouter:
+    """`hints`: what an operator ought to know though nothing is wrong."""
     routes = APIRouter(tags=["health"])
 
     @routes.head("/healthz", include_in_schema=False)
@@ -41,10 +45,13 @@ def router(
         if wrong:
             return JSONResponse({"status": "unready", "problems": wrong}, 503, {"retry-after": "1"})
         weak = {name: text for name, probe in probes.items() if (text := await probe())}
-        checked = sorted([*found, *probes])
+        told: dict[str, object] = {"status": "degraded" if weak else "ready"}
+        told["checked"] = sorted([*found, *probes])
         if weak:
-            return JSONResponse({"status": "degraded", "checked": checked, "problems": weak})
-        return JSONResponse({"status": "ready", "checked": checked})
+            told["problems"] = weak
+        if warnings := {name: text for name, hint in hints.items() if (text := hint())}:
+            told["warnings"] = warnings
+        return JSONResponse(told)
 
     @routes.get("/metrics", summary="Prometheus metrics", dependencies=[Depends(gate.metrics)])
     async def read_metrics() -> Response:

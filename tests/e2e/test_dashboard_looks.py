@@ -233,6 +233,18 @@ def test_what_tenants_of_before_spent_has_a_row(chromium: Browser, url: str) -> 
         expect(page.locator("#tenants")).to_contain_text("refused before it was known who asks")
 
 
+def test_what_waits_for_a_restart_is_named_beside_the_tenants(chromium: Browser, url: str) -> None:
+    waiting = ["server.port", "models.large.price_in"]
+    known = {"tenants": ["default"], "problem": None, "waiting": waiting}
+    with shown(chromium, url, {"/admin/tenants/": None, "/admin/tenants": known}) as (page, _):
+        live(page)
+        said = "Changed, and waits for a restart: server.port, models.large.price_in."
+        expect(page.locator("#tenants-note")).to_have_text(said)
+    with shown(chromium, url) as (page, _):
+        live(page)
+        expect(page.locator("#tenants-note")).to_be_empty()
+
+
 def test_what_fails_while_a_reader_asks_is_told_and_thrown_at_nobody(
     chromium: Browser, url: str
 ) -> None:

@@ -39,7 +39,7 @@ def answer(path: str, part: str = "") -> Any:
         case ["dashboard", "history"]:
             return history(parse_qs(url.query)["span"][0])
         case ["admin", "tenants"]:
-            return {"tenants": list(TENANTS), "problem": None}
+            return {"tenants": list(TENANTS), "problem": None, "waiting": []}
         case ["admin", "tenants", name]:
             return tenant(name)
         case ["admin", "caches"]:

@@ -24,6 +24,7 @@ export class Tenants {
     byId("tenants-note").textContent = [
       rest > 0 ? `${whole(rest)} more: narrow them down by name.` : "",
       known.problem ? `The newest sluice.toml is not in force: ${known.problem}` : "",
+      known.waiting?.length ? `Changed, and waits for a restart: ${known.waiting.join(", ")}.` : "",
     ].join(" ").trim();
   }
 

@@ -31,7 +31,11 @@ async def test_without_admin_keys_only_callers_on_this_machine_are_let_in(
         reply = await running.client.get("/admin/tenants", headers=headers)
         assert reply.status_code == status
         if status == 200:
-            assert reply.json() == {"tenants": ["default", "acme"], "problem": None}
+            assert reply.json() == {
+                "tenants": ["default", "acme"],
+                "problem": None,
+                "waiting": [],
+            }
         else:
             assert "[admin]" in reply.json()["error"]["message"]
 

@@ -162,6 +162,21 @@ async def served(folder: Path, models: dict[str, FakeModel]) -> AsyncIterator[Ru
         yield running
 
 
+async def test_what_waits_for_a_restart_is_told_and_makes_nobody_unready(tmp_path: Path) -> None:
+    fake = FakeModel()
+    async with served(tmp_path, {"small": fake, "large": fake}) as running:
+        plain = (await running.client.get("/readyz")).json()
+        assert "warnings" not in plain
+        (tmp_path / "sluice.toml").write_text("[server]\nport = 9\n" + OPEN)
+        await running.system.reloader.read()
+        ready = await running.client.get("/readyz")
+        assert (ready.status_code, ready.json()["status"]) == (200, "ready")
+        assert "waiting for a restart" in ready.json()["warnings"]["settings"]
+        known = (await running.client.get("/admin/tenants")).json()
+        assert "server.port" in known["waiting"]
+        assert known["problem"] is None
+
+
 async def test_no_request_is_dropped_while_tenants_change_under_it(tmp_path: Path) -> None:
     """The tenant of a stream in flight is taken away; the stream goes on to its end."""
     gate = asyncio.Event()
