@@ -299,6 +299,25 @@ def test_a_person_is_told_of_keys_and_not_of_headers_and_nothing_jumps_after_log
         )
 
 
+@pytest.mark.parametrize("odd", ["✓", "🔑"])
+def test_a_key_that_no_header_can_carry_is_refused_in_words_and_kept_nowhere(
+    chromium: Browser, url: str, odd: str
+) -> None:
+    replies: dict[str, Any] = {"/dashboard/data": 401}
+    with shown(chromium, url, replies) as (page, wrong):
+        page.get_by_label("Key", exact=True).fill(f"wr{odd}ng")
+        page.keyboard.press("Enter")
+        expect(page.locator("#login-why")).to_contain_text(f"No key can hold “{odd}”.")
+        expect(page.locator("#login-why")).to_contain_text("was not accepted")
+        expect(page.locator("#state")).to_have_text("a key is needed")
+        assert page.evaluate("sessionStorage.length") == 0
+        assert [text for text in wrong if "status of 401" not in text] == []
+        replies.clear()
+        page.get_by_label("Key", exact=True).fill("right")
+        page.keyboard.press("Enter")
+        live(page)
+
+
 def test_no_two_lines_of_the_cascades_curve_share_a_colour(chromium: Browser, url: str) -> None:
     with shown(chromium, url) as (page, _):
         live(page)

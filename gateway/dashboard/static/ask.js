@@ -14,10 +14,18 @@ export class Refused extends Error {
 
 export class NotThere extends Error {}
 
-export async function ask(path) {
+// What no header can carry: the browser would throw, and the same key would be tried at every tick.
+const UNSENDABLE = /[^\x20-\x7e\xa0-\xff]/u;
+
+function keyHeader() {
   const key = sessionStorage.getItem(KEY);
-  const headers = key ? { authorization: `Bearer ${key}` } : {};
-  const response = await fetch(path, { headers, cache: "no-store", credentials: "omit" });
+  const odd = key?.match(UNSENDABLE)?.[0];
+  if (odd) throw new Refused(`No key can hold “${odd}”. ${LISTED}`, "admin_key_wrong");
+  return key ? { authorization: `Bearer ${key}` } : {};
+}
+
+export async function ask(path) {
+  const response = await fetch(path, { headers: keyHeader(), cache: "no-store", credentials: "omit" });
   if (response.ok) return response.json();
   const { message: said, code } = await response.json().then((body) => body.error, () => ({ message: "" }));
   if (response.status === 401) throw new Refused(said, code);
