@@ -154,6 +154,26 @@ def test_a_decision_is_explained_at_a_click_and_by_its_id(page: Page, gateway: P
     expect(page.locator(".verdict")).to_be_visible()
 
 
+def test_the_list_says_that_it_is_held_while_a_reader_is_in_it(
+    page: Page, gateway: Program
+) -> None:
+    note, rows = page.locator("#decisions-note"), page.locator("#decisions tbody button")
+    expect(note).to_be_empty()
+    rows.first.focus()
+    expect(note).to_contain_text("Held while you are in the list")
+    page.keyboard.press("Tab")
+    expect(rows.nth(1)).to_be_focused()
+    expect(note).to_contain_text("Held while you are in the list")
+    held = rows.first.inner_text()
+    new = gateway.post(chat("Does the list move?", max_tokens=4)).json["id"]
+    page.wait_for_timeout(3000)
+    expect(rows.nth(1)).to_be_focused()
+    assert rows.first.inner_text() == held
+    page.locator("#pause").focus()
+    expect(note).to_be_empty()
+    expect(rows.first).to_have_text(new.removeprefix("chatcmpl-"))
+
+
 def test_controls_work_from_the_keyboard(page: Page) -> None:
     expect(page.locator("#main")).to_be_focused()
     page.reload()

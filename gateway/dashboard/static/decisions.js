@@ -3,6 +3,7 @@ import { ask, attempt, NotThere, Refused } from "./ask.js";
 import { byId, clock, make, ms, origin, table, usd, whole } from "./dom.js";
 
 const SHOWN = 50;
+const HELD = "Held while you are in the list. It goes on when you leave it.";
 const NONE_YET = "No request yet since this gateway's start: send one to /v1/chat/completions. An earlier one is "
   + "explained above, by its id.";
 
@@ -10,6 +11,9 @@ export class Decisions {
   constructor() {
     this.paused = false;
     byId("pause").addEventListener("click", () => this.pause());
+    const list = byId("decisions");
+    list.addEventListener("focusin", () => this.hold(true));
+    list.addEventListener("focusout", (event) => this.hold(list.contains(event.relatedTarget)));
     byId("decision-layer").addEventListener("change", () => attempt(() => this.refresh(true)));
     byId("lookup").addEventListener("submit", (event) => {
       event.preventDefault();
@@ -23,7 +27,12 @@ export class Decisions {
     byId("pause").textContent = this.paused ? "Paused" : "Pause";
   }
 
-  // A reader who moves through the list with the keyboard keeps the place: nothing moves meanwhile.
+  // A reader who moves through the list with the keyboard keeps the place: nothing moves meanwhile,
+  // and the page says so.
+  hold(held) {
+    byId("decisions-note").textContent = held ? HELD : "";
+  }
+
   async refresh(forced = false) {
     const held = this.paused || byId("decisions").contains(document.activeElement);
     if (held && !forced) return;
