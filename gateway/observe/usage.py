@@ -71,7 +71,7 @@ def answer(book: Book, query: Query) -> Answer:
 
 def as_csv(found: Answer, part: str = "") -> str:
     """One row a line, with the fields of the JSON's; money in US dollars, to the last nano-dollar.
-    `part`, last: whose account it is."""
+    `part`, last: whose account it is, as a word."""
     written = io.StringIO()
     writer = csv.writer(written, lineterminator="\n")
     at = ["time"] if found.query.step_s else []
