@@ -44,7 +44,7 @@ FAMILY_BYTES: Final = 8
 KEYED: Final[Mapping[type, tuple[str, ...]]] = {
     Call: (
         *("kind", "model", "scope", "fingerprint", "policy"),
-        *("messages", "prompt", "sampling", "n", "max_tokens", "stop"),
+        *("messages", "prompt", "sampling", "n", "max_tokens", "longest", "stop"),
         *("logprobs", "top_logprobs", "tools", "tool_choice", "parallel_tool_calls"),
         *("response_format", "chat_template_kwargs", "extra"),
     ),

@@ -28,7 +28,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import get_args
 
 import httpx
@@ -83,6 +83,9 @@ class Upstream:
     between_bytes_timeout_s: float = 60.0
     max_tokens_field: str = "max_tokens"
     """OpenAI's newest models take max_completion_tokens only."""
+    bounded: bool = False
+    """Whether its context is known, which bounds its answers: it is not told `Call.longest`, which
+    a server may take for more than what its prompt leaves."""
 
 
 class _Unheard(Exception):
@@ -185,6 +188,8 @@ class Remote:
     async def _open(self, call: Call, trail: Trail) -> Reply:
         """The first chunk of an answer, after as many tries as are safe and fit the deadline."""
         kind = "/chat/completions" if call.kind == "chat" else "/completions"
+        if call.max_tokens is None and not self._upstream.bounded:
+            call = replace(call, max_tokens=call.longest)
         body = request_body(call, self._upstream.model, self._upstream.max_tokens_field)
         tried = 0
         while True:

@@ -107,6 +107,9 @@ class Call:
     sampling: Sampling = Sampling()
     n: int = 1
     max_tokens: int | None = None
+    longest: int | None = None
+    """Where `max_tokens` is unset and who pays has a budget: what a model that has no bound of its
+    own is told instead. One that has (its context) needs none."""
     stop: tuple[str, ...] = ()
     logprobs: bool = False
     top_logprobs: int = 0

@@ -20,6 +20,9 @@ from gateway.settings import Tenant
 from gateway.verify.rules import AUTO
 
 _ALONE = "alone:"
+LONGEST_UNKNOWN = 8192
+"""Tokens of an answer where neither the request nor the model's card bounds it: what a budget
+reserves, and what the model is therefore told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,7 @@ class Place(msgspec.Struct, frozen=True, gc=False):
     fingerprint: str
     max_tokens: int | None
     policy: str = ""
+    longest: int | None = None
 
 
 class Catalog:
@@ -64,9 +68,12 @@ class Catalog:
         *,
         policies: Mapping[str, str] = MappingProxyType({}),
         roles: Mapping[str, str] = MappingProxyType({}),
+        unbounded: frozenset[str] = frozenset(),
     ) -> None:
         """`policies`: tenant → what `auto`'s answers may cost in quality for it (`Call.policy`).
-        `roles`: names that stand for a model where no model has them (small, large)."""
+        `roles`: names that stand for a model where no model has them (small, large).
+        `unbounded`: names under which somebody may answer whose context is not known."""
+        self._unbounded = unbounded
         self._policies = policies
         self._roles = roles
         everything = {AUTO: replace(auto, name=AUTO), **cards} if auto else dict(cards)
@@ -119,7 +126,9 @@ class Catalog:
             raise _unknown_parameter(extra, card.name)
         longest = _clamped(max_tokens, card, tenant)
         policy = self._policies.get(tenant.name, "") if card.name == AUTO else ""
-        return Place(card.name, scope, card.fingerprint, longest, policy)
+        must_end = longest is None and tenant.has_budget and card.name in self._unbounded
+        bound = LONGEST_UNKNOWN if must_end else None
+        return Place(card.name, scope, card.fingerprint, longest, policy, bound)
 
 
 def scope_of(tenant: Tenant, user: str | None, request_id: str) -> str:

@@ -398,6 +398,10 @@ class Tenant:
     def asks_for_key(self) -> bool:
         return bool(self.keys) or self.stored_keys
 
+    @property
+    def has_budget(self) -> bool:
+        return self.budget_usd_day is not None or self.budget_usd_month is not None
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:

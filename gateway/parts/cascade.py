@@ -19,6 +19,7 @@ from gateway.parts.models import abilities_of
 from gateway.parts.policies import Policies, Surroundings, weights_of
 from gateway.settings import Settings, Tenant
 from gateway.verify.caches import semantic_lacks
+from gateway.verify.rules import AUTO
 
 NOMINAL = (Price(1, 1), Price(10, 10))
 """Where neither model has a price: small is taken to cost a tenth of large."""
@@ -68,6 +69,7 @@ def build_auto(
         auto=auto_card(settings, backend.cards),
         policies=policies.keys,
         roles={"small": small, "large": large},
+        unbounded=unbounded_in(settings, backend.cards),
     )
     # Whatever has no route of its own gets always-large.
     layer = Cascade(watched, fixed(large), team, policies.routes)
@@ -109,6 +111,19 @@ def auto_card(settings: Settings, cards: Mapping[str, ModelCard]) -> ModelCard:
         context=None if None in contexts else max(filter(None, contexts)),
         takes_extra=small.takes_extra or large.takes_extra,
     )
+
+
+def unbounded_in(settings: Settings, cards: Mapping[str, ModelCard]) -> frozenset[str]:
+    """Names under which somebody may answer whose context is not known: its answer ends when it
+    ends, unless it is told to."""
+    names = {
+        name
+        for name, model in settings.models.items()
+        if any(cards[one].context is None for one in (name, *model.fallbacks))
+    }
+    if names & {settings.cascade.small, settings.cascade.large}:
+        names.add(AUTO)
+    return frozenset(names)
 
 
 def cache_error_of(settings: Settings, tenant: str) -> float:

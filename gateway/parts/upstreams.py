@@ -112,6 +112,7 @@ def upstream_of(name: str, model: Model, environ: Mapping[str, str]) -> Upstream
             first_byte_timeout_s=model.first_byte_timeout_s,
             between_bytes_timeout_s=model.between_bytes_timeout_s,
             max_tokens_field=model.max_tokens_field,
+            bounded=model.max_context is not None,
         )
     except SecretMissing as error:
         raise CannotLoad(f"models.{name}: {error}") from None

@@ -5,10 +5,11 @@ of identical requests in flight one pays, the one whose generation it is.
 
 Before: tokens by estimate (`Worth.tokens`, a fair guess: it is corrected, and a minute is short),
 money by an upper bound (`Worth.most`: a byte of text is a token at most, an answer is as long as it
-may be), so that all that runs at one time cannot overspend. After: what `End` says, at the prices
-of who answered, and what was thrown away on the way (`Trail.wasted`). Where tenants of a group
-share a generation and who began it leaves, the heir reserves before the first is let go
-(`_Bill.pass_on`): budget and account always charge the same one.
+may be, and who computes it is told so where nothing else bounds it), so that all that runs at one
+time cannot overspend. After: what `End` says, at the prices of who answered, and what was thrown
+away on the way (`Trail.wasted`). Where tenants of a group share a generation and who began it
+leaves, the heir reserves before the first is let go (`_Bill.pass_on`): budget and account always
+charge the same one.
 
 An answer that was cut, or failed, is settled by what was produced, as whoever computed it told the
 trail (`Trail.cut`), be it before its first token: money, tokens and the account by one number.
@@ -31,7 +32,7 @@ from engine.contract import (
     Trail,
     Usage,
 )
-from gateway.catalog import ModelCard
+from gateway.catalog import LONGEST_UNKNOWN, ModelCard
 from gateway.observe.rollup import Prices
 from gateway.tenants.budgets import Budgets
 from gateway.tenants.limits import Limits, Tokens
@@ -48,8 +49,6 @@ ALONE = frozenset({"tenant", "user"})
 """Scopes in which no other tenant shares a generation, and none inherits it."""
 GUESSED_ANSWER = 512
 """For the rate, where a request does not say how long its answer may be."""
-LONGEST_UNKNOWN = 8192
-"""For the budget, where neither the request nor the model's card says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +89,17 @@ class Appraiser:
 
 def _most(call: Call, size: int, card: ModelCard) -> int:
     """What a prompt of `size` bytes and its answer cost at most, in nano-US-dollars."""
-    asked, longest = call.max_tokens, card.context or LONGEST_UNKNOWN
-    answer = call.n * min(longest, asked if asked is not None else longest)
+    answer = call.n * _longest(call, card)
     prompt = size if card.context is None else min(size, card.context)
     return round(prompt * card.price_in * 1000) + round(answer * card.price_out * 1000)
+
+
+def _longest(call: Call, card: ModelCard) -> int:
+    """Tokens of one answer at most, which is what makes it end there: the request's own bound, the
+    model's context, or the bound that is sent in their place (`Call.longest`)."""
+    if card.context is None:
+        return LONGEST_UNKNOWN if call.max_tokens is None else call.max_tokens
+    return card.context if call.max_tokens is None else min(card.context, call.max_tokens)
 
 
 def _bytes_of(call: Call) -> tuple[int, int]:

@@ -155,6 +155,7 @@ def call_of(request: ChatRequest, extra: Json | None, place: Place) -> Call:
         sampling=sampling_of(request),
         n=request.n or 1,
         max_tokens=place.max_tokens,
+        longest=place.longest,
         stop=stops_of(request),
         logprobs=bool(request.logprobs),
         top_logprobs=request.top_logprobs or 0,

@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -100,6 +101,27 @@ async def test_an_answer_arrives_as_it_was_said(transport: httpx.AsyncBaseTransp
         Finish(0, "stop"),
         End(Usage(9, 2, 0, 11)),
     ]
+
+
+@pytest.mark.parametrize(
+    ("asked", "bounded", "sent"),
+    [
+        ({"longest": 900}, False, 900),
+        ({"longest": 900}, True, None),
+        ({"longest": 900, "max_tokens": 5}, False, 5),
+        ({}, False, None),
+    ],
+)
+async def test_a_server_that_bounds_no_answer_is_told_where_to_end(
+    transport: httpx.AsyncBaseTransport, asked: dict[str, int], bounded: bool, sent: int | None
+) -> None:
+    async with upstream(HELLO) as server:
+        field = "max_completion_tokens"
+        model = remote(server, transport, bounded=bounded, max_tokens_field=field)
+        await ask(model, replace(ASK, **asked))  # type: ignore[arg-type]
+    body = server.asked[0].body
+    assert body.get(field) == sent
+    assert "longest" not in body
 
 
 async def test_the_key_and_the_model_are_theirs(transport: httpx.AsyncBaseTransport) -> None:

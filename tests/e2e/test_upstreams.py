@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import json
 import os
 import subprocess
@@ -9,13 +11,16 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from gateway.catalog import LONGEST_UNKNOWN
 from tests.support.program import PATIENCE_S, Program, quiet_environment, running, wait_until
 from tests.support.redis_server import free_port
 from tests.support.served import ALICE, Models, chat
+from tests.support.upstream import Asked, Writer, piece, stream, upstream
 
 FRONT = """
 [server]
@@ -147,6 +152,64 @@ def test_a_key_is_read_from_the_environment_and_opens_the_other(
     with running(tmp_path, settings) as one:
         assert one.post(chat(question(), model="large")).status == 200, "alice's alias there"
         assert ALICE not in one.logged()
+
+
+async def _long_winded(asked: Asked, writer: Writer) -> None:
+    """30,000 tokens, or as many as it may; after a while, so that many run at one time."""
+    await asyncio.sleep(0.5)
+    tokens = min(30_000, asked.body.get("max_tokens", 30_000))
+    usage = {"prompt_tokens": 5, "completion_tokens": tokens}
+    await stream(piece("well"), piece(None, "length"), {"choices": [], "usage": usage})(
+        asked, writer
+    )
+
+
+BUDGETED = """
+[server]
+port = 0
+
+[models.far]
+kind = "openai"
+base_url = "{url}"
+allow_private = true
+price_in = 10.0
+price_out = 10.0
+
+[cascade]
+small = "far"
+large = "far"
+
+[[tenants]]
+name = "default"
+
+[[tenants]]
+name = "thrifty"
+keys = ["{key}"]
+budget_usd_day = 1.0
+"""
+
+
+async def test_a_model_elsewhere_cannot_overspend_a_budget_by_long_answers(tmp_path: Path) -> None:
+    def ask_all(url: str) -> tuple[list[int], float]:
+        settings = BUDGETED.format(url=url, key=hashlib.sha256(ALICE.encode()).hexdigest())
+        with running(tmp_path, settings) as one, ThreadPoolExecutor(14) as callers:
+
+            def ask(number: int) -> int:
+                body = {"model": "far", "messages": [{"role": "user", "content": f"{number}?"}]}
+                return one.post(body, authorization=f"Bearer {ALICE}").status
+
+            statuses = list(callers.map(ask, range(14)))
+            free = one.post({"model": "far", "messages": [{"role": "user", "content": "?"}]})
+            assert free.json["usage"]["completion_tokens"] == 30_000
+            [budget] = one.get("/admin/tenants/thrifty").json["budgets"]
+            return statuses, budget["used_usd"]
+
+    async with upstream(_long_winded) as server:
+        statuses, used_usd = await asyncio.to_thread(ask_all, server.url)
+    assert set(statuses) == {200, 429}
+    assert used_usd <= 1.0
+    *paid, free = (asked.body.get("max_tokens") for asked in server.asked)
+    assert (set(paid), free) == ({LONGEST_UNKNOWN}, None)
 
 
 # --------------------------------------------------------------------------- transformers serve

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from engine.contract import BadCall, Denied, Json, UnknownModel
-from gateway.catalog import Catalog, ModelCard, Place, is_alone, scope_of
+from gateway.catalog import LONGEST_UNKNOWN, Catalog, ModelCard, Place, is_alone, scope_of
 from gateway.engine_backend import answers_as
 from gateway.settings import Tenant
 
@@ -54,6 +54,21 @@ def test_a_longer_answer_is_clamped_for_the_tenant_and_refused_beyond_the_model(
     assert place("small", max_tokens=50).max_tokens == 50
     with pytest.raises(BadCall, match="more than the whole context"):
         place("small", max_tokens=51)
+
+
+def test_an_answer_that_a_budget_pays_for_ends_where_it_was_reserved_to_end() -> None:
+    catalog = Catalog({"here": LARGE, "far": ModelCard("far", "f")}, unbounded=frozenset({"far"}))
+    rich = Tenant(name="t", budget_usd_day=1.0)
+
+    def longest(model: str, tenant: Tenant, max_tokens: int | None = None) -> int | None:
+        return catalog.place(model, max_tokens, None, tenant, "s").longest
+
+    assert longest("far", rich) == LONGEST_UNKNOWN
+    assert longest("far", Tenant(name="t", budget_usd_month=1.0)) == LONGEST_UNKNOWN
+    assert longest("far", ANYONE) is None
+    assert longest("here", rich) is None
+    assert longest("far", rich, max_tokens=5) is None
+    assert longest("far", Tenant(name="t", budget_usd_day=1.0, max_tokens=9)) is None
 
 
 def test_an_unknown_parameter_is_refused_by_a_model_that_cannot_honour_it() -> None:

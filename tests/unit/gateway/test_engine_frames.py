@@ -122,7 +122,7 @@ def test_every_field_of_a_call_travels() -> None:
                           "tool_calls": [{"id": "1", "name": "f", "arguments": "{}"}],
                           "tool_call_id": "2"}],
             "sampling": {"temperature": 0.5, "logit_bias": [[3, -100.0]], "seed": -(2**63)},
-            "max_tokens": 9, "logprobs": True, "top_logprobs": 2, "tools": "[]",
+            "max_tokens": 9, "longest": 8, "logprobs": True, "top_logprobs": 2, "tools": "[]",
             "tool_choice": '"auto"', "parallel_tool_calls": False, "response_format": "{}",
             "chat_template_kwargs": "{}", "extra": "{}",
         },

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from engine.contract import Call, Json, Start, Trail, UpstreamFailed
 from gateway.backend import CannotLoad, PlainBackend
 from gateway.catalog import ModelCard
 from gateway.configure import BadSettings, load
+from gateway.parts.cascade import unbounded_in
 from gateway.parts.models import (
     WithFallbacks,
     abilities_of,
@@ -126,6 +128,21 @@ def test_a_fingerprint_is_of_the_place_and_the_name_there() -> None:
     prints = {card_of(name, model).fingerprint for name, model in (("a", FAR), ("c", other))}
     assert len(prints) == 2
     assert card_of("b", FAR).fingerprint == card_of("x", other).fingerprint
+
+
+def test_unbounded_are_names_under_which_someone_of_unknown_context_may_answer() -> None:
+    narrow = Model(kind="openai", base_url="https://x", max_context=9)
+    models = {"far": FAR, "narrow": narrow, "saved": replace(narrow, fallbacks=("narrow", "far"))}
+    cards = {name: card_of(name, model) for name, model in models.items()}
+
+    def unbounded(small: str, large: str) -> frozenset[str]:
+        cascade = Cascade(small=small, large=large)
+        return unbounded_in(Settings(models=models, cascade=cascade), cards)
+
+    assert unbounded("narrow", "narrow") == {"far", "saved"}
+    assert unbounded("narrow", "saved") == {"far", "saved", "auto"}
+    assert not upstream_of("far", FAR, {}).bounded
+    assert upstream_of("narrow", narrow, {}).bounded
 
 
 async def _origin(answerer: Any, call: Call, tenant: str = "t") -> str:

@@ -11,7 +11,7 @@ import pytest
 
 from cascade.price import estimate_prompt_tokens
 from engine.contract import Call, Message, Part, UpstreamFailed
-from gateway.catalog import ModelCard
+from gateway.catalog import LONGEST_UNKNOWN, ModelCard
 from gateway.settings import Tenant
 from gateway.tenants.spend import NOT_TEXT_TOKENS, Appraiser
 from tests.support.fake import FakeModel
@@ -173,6 +173,13 @@ def test_a_bound_counts_every_byte_as_a_token_and_no_more_than_a_context_holds(t
     assert auto.most == 11 * bound
     open_end = appraiser.worth(Call("text", "m", "s", prompt=(1, 2, 3), n=2))
     assert open_end.most == 4 * IN + 2 * 1000 * OUT
+
+
+def test_a_bound_is_what_makes_the_answer_end() -> None:
+    appraiser = Appraiser({"far": ModelCard("far", "f", None, 0.0, 2.0)}, ("far",))
+    for asked, reserved in ((None, LONGEST_UNKNOWN), (5, 5), (100_000, 100_000)):
+        call = Call("text", "far", "s", prompt="x", max_tokens=asked)
+        assert appraiser.worth(call).most == reserved * OUT
 
 
 def test_a_bound_is_that_of_the_dearest_who_may_answer_in_its_place() -> None:
