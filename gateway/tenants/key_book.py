@@ -76,7 +76,7 @@ class KeyBook:
     def _rotated(self, old: Key, grace_s: float) -> tuple[Key, Minted]:
         """The old key with its end, and the new one."""
         now = self._wall()
-        lives_s = None if old.expires_at is None else old.expires_at - old.created_at
+        lives_s = self._lives_s(old)
         minted = mint(
             old.tenant,
             now,
@@ -86,6 +86,18 @@ class KeyBook:
         )
         ends_at = now + grace_s if old.expires_at is None else min(now + grace_s, old.expires_at)
         return msgspec.structs.replace(old, expires_at=ends_at), minted
+
+    def _lives_s(self, key: Key) -> float | None:
+        """How long a key of this family lives; None: for ever. One that was rotated ends when its
+        grace does, so that it is read from the one that took its place and was not rotated."""
+        if key.expires_at is None:
+            return None
+        heirs: dict[str | None, Key] = {}
+        for one in self._store.all():
+            heirs.setdefault(one.replaces, one)
+        while key.id in heirs:
+            key = heirs[key.id]
+        return None if key.expires_at is None else key.expires_at - key.created_at
 
     def revoke(self, key_id: str) -> Key:
         """The key, which opens nothing any more. Raises KeyRefused."""

@@ -210,6 +210,22 @@ def test_a_rotated_key_lives_for_its_grace_and_no_longer_than_it_would_have(open
         assert kept.expires_at == ends_at
 
 
+@pytest.mark.parametrize("lives_s", [None, 1000.0])
+def test_the_end_that_a_rotation_sets_is_no_lifetime(opened: Open, lives_s: float | None) -> None:
+    now = 100.0
+    book = KeyBook(opened(), wall=lambda: now)
+    old = book.create(TENANTS, "acme", lives_s=lives_s).key
+    first = book.rotate(old.id, grace_s=50.0).key
+    now = 110.0
+    again = book.rotate(old.id, grace_s=50.0).key
+    next_one = book.rotate(first.id, grace_s=5.0).key
+    now = 112.0
+    another = book.rotate(first.id, grace_s=5.0).key
+    for made in (first, again, next_one, another):
+        expected = None if lives_s is None else made.created_at + lives_s
+        assert made.expires_at == expected
+
+
 def test_what_makes_no_sense_is_refused_with_the_remedy(opened: Open) -> None:
     book = KeyBook(opened())
     with pytest.raises(KeyRefused, match="there are: acme, open"):
