@@ -333,15 +333,35 @@ class OwnProcess:
 
     async def _start_again(self, ids: str) -> None:
         how = await asyncio.to_thread(self._process.reap, DYING_S)
-        pause_s = AGAIN_S[min(self._starts, len(AGAIN_S) - 1)]
         self._log.error(
             "engine", what="its process ended", how=how, why=self._problem, requests=ids,
-            again_in_s=pause_s,
+            again_in_s=self._pause_s(),
         )  # fmt: skip
         self._problem = "the engine's process has ended and is being started again"
-        await asyncio.sleep(pause_s)
-        self._process = self._spawn()
-        await self._attach()
+        await asyncio.sleep(self._pause_s())
+        while (why := await self._start_once()) is not None:
+            self._log.error(
+                "engine", what="its process could not be started", why=why,
+                again_in_s=self._pause_s(),
+            )  # fmt: skip
+            await asyncio.sleep(self._pause_s())
+
+    def _pause_s(self) -> float:
+        return AGAIN_S[min(self._starts, len(AGAIN_S) - 1)]
+
+    async def _start_once(self) -> str | None:
+        """Why it could not be started, whatever that was: no memory, no file handles, no Python.
+        What is missing now may be there at the next try."""
+        before = self._process
+        try:
+            self._process = self._spawn()
+            await self._attach()
+        except Exception as error:  # noqa: BLE001 - see above
+            if self._process is not before:
+                self._process.kill()
+                self._process.hang_up()
+            return f"{type(error).__name__}: {error}"
+        return None
 
 
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}

@@ -32,23 +32,20 @@ class Process:
 
     def __init__(self, settings: Settings, builder: str, said: Callable[[str], None]) -> None:
         """`builder`: MODULE:FUNCTION, which loads the models there (child.py's `Builder`). `said`
-        is told each line of its stderr, from a thread."""
+        is told each line of its stderr, from a thread. Raises OSError."""
         ours, theirs = socket.socketpair()
-        with theirs:
-            self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-                [
-                    sys.executable,
-                    "-P",
-                    "-c",
-                    BOOT,
-                    json.dumps(sys.path),
-                    str(theirs.fileno()),
-                    builder,
-                ],
-                pass_fds=(theirs.fileno(),),
-                stdin=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-            )
+        command = [sys.executable, "-P", "-c", BOOT, json.dumps(sys.path), str(theirs.fileno())]
+        try:
+            with theirs:
+                self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+                    [*command, builder],
+                    pass_fds=(theirs.fileno(),),
+                    stdin=subprocess.DEVNULL,
+                    stderr=subprocess.PIPE,
+                )
+        except BaseException:
+            ours.close()
+            raise
         self.line = ours
         with suppress(OSError):  # it has ended already: so will the line
             self.line.sendall(frame(Begin(settings)))

@@ -273,6 +273,25 @@ async def test_a_lost_device_takes_only_the_engines_process_along(house: House) 
     assert why == "the card does not compute any more"
 
 
+async def test_a_start_that_fails_is_not_the_last(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python is away for a moment, as in an upgrade: each try fails until it is back."""
+    with monkeypatch.context() as away:
+        away.setattr(sys, "executable", "/nonexistent/python")
+        os.kill(house.process.pid, signal.SIGKILL)
+
+        def failed() -> int:
+            return sum("could not be started" in str(one.get("what")) for one in house.logged())
+
+        await until(lambda: failed() >= 2, "it is tried again")
+        assert "started again" in str(house.process.problem())
+        with pytest.raises(Overloaded, match="started again"):
+            await house.ask(chat("Hello"))
+    await until(lambda: house.process.problem() is None, "it serves again")
+    assert (await house.ask(chat("Hello"))).text()
+
+
 # --------------------------------------------------------------------- it begins and ends
 
 
