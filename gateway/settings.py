@@ -331,7 +331,9 @@ class Tenant:
     keys: tuple[str, ...] = _set(
         (), "SHA-256 (hex) of its bearer keys; none, and no stored_keys: no key is asked for"
     )
-    stored_keys: bool = _set(False, "callers need a key, made with `sluice keys create`")
+    stored_keys: bool = _set(
+        False, "callers need a key (`sluice keys create`) even where keys names none"
+    )
     rpm: int | None = _set(None, "requests per minute, also those that fail; unset: no limit")
     tpm: int | None = _set(None, "tokens per minute that are computed for it; unset: no limit")
     max_concurrent: int | None = _set(None, "requests at one time; unset: no limit")

@@ -109,6 +109,18 @@ def test_a_tenant_with_stored_keys_is_never_open_not_even_without_a_key_left() -
         Keys([STORED]).tenant(None)
 
 
+def test_a_stored_key_opens_beside_static_ones_until_it_is_revoked() -> None:
+    """`stored_keys` asks for a key; what closes one is its revocation."""
+    minted = mint("a", 1.0)
+    keys = Keys([A])
+    keys.learn([minted.key])
+    assert keys.tenant(b"Bearer " + minted.text.encode()) is A
+    assert keys.tenant(b"Bearer sk-a") is A
+    keys.learn([msgspec.structs.replace(minted.key, revoked_at=2.0)])
+    with pytest.raises(Unauthenticated, match="is revoked"):
+        keys.tenant(b"Bearer " + minted.text.encode())
+
+
 def test_the_keys_of_a_tenant_that_was_removed_open_nothing() -> None:
     keys, minted = stored()
     keys.replace([A])
