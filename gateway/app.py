@@ -20,6 +20,7 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from engine.contract import AnswerError, BadCall
+from gateway.api.described import describe
 from gateway.asgi import JSON, App, Receive, Scope, Send
 from gateway.errors import NoSuchPath, WrongMethod, reply_of
 
@@ -108,7 +109,7 @@ async def _bad_input(_: Request, error: Exception) -> Response:
 
 
 def _document(app: FastAPI, shapes: Mapping[str, type[msgspec.Struct]]) -> None:
-    """Add the hot paths to the OpenAPI document, made when it is first asked for."""
+    """Add the hot paths, keys and errors to the OpenAPI document, made when it is asked for."""
     plain = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -125,6 +126,7 @@ def _document(app: FastAPI, shapes: Mapping[str, type[msgspec.Struct]]) -> None:
                 "responses": {"200": {"description": "An answer, whole or as an event stream"}},
             }
         document.setdefault("components", {}).setdefault("schemas", {}).update(parts)
+        describe(document)
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]
