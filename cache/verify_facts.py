@@ -127,6 +127,8 @@ def read(text: str) -> Facts:
 
 def _is_name(word: str, *, starts: bool) -> bool:
     """Capitals inside a sentence, or more than one of them, or letters mixed with digits."""
+    if word.isalpha() and word.islower():  # most words, and quick to see
+        return False
     if _is_symbol(word):
         return True
     capitals = sum(letter.isupper() for letter in word)
