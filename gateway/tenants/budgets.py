@@ -217,6 +217,9 @@ class Budgets:
             try:
                 await self._catch_up(pot)
                 while (lacks := amount - pot.usable) > 0:  # others reserve while a reply is awaited
+                    if pot.debt:
+                        await self._book(pot)
+                        continue
                     most = max(lacks, pot.account.limit // SLICES)
                     back = pot.free - pot.usable
                     moved = await self._move(pot, give=back, least=lacks, most=most)
@@ -224,6 +227,10 @@ class Budgets:
                         await self._refuse(pot, amount, moved)
             except LeaseStoreFault:
                 self._go_on(pot, tenant, amount)
+
+    async def _book(self, pot: Pot) -> None:
+        """A debt, in one move, before anything is leased: else it would eat slice after slice."""
+        await self._move(pot, most=pot.debt, beyond=True)
 
     async def _refuse(self, pot: Pot, amount: int, moved: Moved) -> None:
         """Give back what is too little here, so that all that is left lies in one place, and say
@@ -256,7 +263,7 @@ class Budgets:
             try:
                 await self._catch_up(pot)
                 if pot.debt:
-                    await self._move(pot, most=pot.debt, beyond=True)
+                    await self._book(pot)
                 if idle and pot.free:
                     await self._move(pot, give=pot.free)
             except LeaseStoreFault:

@@ -240,6 +240,24 @@ async def test_a_flood_of_refused_requests_does_not_ask_the_store(store: Store, 
     await some.reserve(ACME, NANO // 2)
 
 
+@pytest.mark.parametrize("spent", [0.5, 1.5, 100.0])
+async def test_a_debt_is_booked_in_one_move_before_more_is_leased(
+    store: Store, now: Time, spent: float
+) -> None:
+    some = budgets(store, now)
+    ticket = await some.reserve(ACME, NANO // 100)
+    ticket.settle(round(spent * NANO))
+    asked = store.asked
+    if spent < 1.0:
+        await some.reserve(ACME, NANO // 10)
+        assert store.asked == asked + 2
+        return
+    with pytest.raises(QuotaSpent, match=r"has \$0\.000000 left of its \$1 "):
+        await some.reserve(ACME, NANO // 10)
+    assert store.asked == asked + 2
+    assert await used(some) == spent
+
+
 async def test_what_is_too_little_for_one_gateway_is_put_together_for_another(
     store: Store, now: Time
 ) -> None:
