@@ -202,7 +202,7 @@ def spaces_of(count: int, per_space: int, keeper: Keeper | None) -> Spaces:
 
 def space_at(spaces: Spaces, number: int) -> Space:
     namespace = number.to_bytes(8, "big") * 3 + family_of(SCOPE)
-    return spaces.open(Origin(namespace, SCOPE, "small"), Terms(max_error=0.01))
+    return spaces.open(Origin(namespace, SCOPE, "small"), Terms(max_error=0.01), "default")
 
 
 async def filled(spaces: Spaces, count: int, per_space: int, keeper: Keeper | None) -> float:

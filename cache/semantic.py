@@ -160,7 +160,8 @@ class Semantic:
         assert question is not None
         # The namespace keeps its tenant's promise of now, whatever this request asks for beyond it.
         namespace = namespace_of(call, self._embedder.fingerprint)
-        space = self._spaces.open(Origin(namespace, call.scope, call.model), terms)
+        owner = self._owner_of(call, trail)
+        space = self._spaces.open(Origin(namespace, call.scope, call.model), terms, owner)
         if space.rest.passes():
             trail.cache.append(_bypass("resting: the labels allow no hit here"))
             return None

@@ -60,7 +60,7 @@ class Space:
         quota: Quota,
         journal: Journal | None = None,
     ) -> None:
-        """`quota` is shared by the namespaces of a scope; without `journal` nothing is archived."""
+        """`quota` is shared by the namespaces of a room; without `journal` nothing is archived."""
         self.origin = origin
         self.policy = policy
         self.journal = journal
@@ -250,7 +250,7 @@ class Space:
         if self.journal is not None and not told:
             self.journal.drop(key)
         self._index.remove(key)
-        self._quota.remove(id(self), key, entry.owner)
+        self._quota.remove(id(self), key)
         group = self._groups[entry.group]
         group.keys.discard(key)
         if not group.keys:

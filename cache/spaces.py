@@ -4,9 +4,9 @@ step with other gateways, erased from.
     restart ──── load ───┐                         ┌──► archive
     other gateways ─ news ┴─► spaces ─► journal ───┘
 
-Who makes namespaces without end pushes out their own: when there are too many, the longest unused
-one of the scope that has most of them goes from memory. What is shared is served only while it is
-known what others have erased.
+Who makes namespaces without end pushes out their own (cache/holdings.py): a namespace counts to the
+end user who made it, and to their tenant in common once another of its users asks there. What is
+shared is served only while it is known what others have erased.
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ from typing import Final, TypeAlias
 
 from cache.archive import Dropped, Erasure, Kept, Lesson, Lost, News, Summary
 from cache.entry import Coming, Labels, Origin, SpaceState
+from cache.holdings import Holdings
 from cache.keeper import Keeper
 from cache.namespace import Terms
 from cache.quota import Bounds, Quota
 from cache.space import Space
 from cache.store.base import StoreFault
 from cache.verify import Policy
+from cache.who import owner_of, room_of, tenant_of
 
 MAX_SIBLINGS: Final = 16
 _LOADED_AT_ONCE: Final = 8
@@ -40,11 +42,11 @@ PolicyOf: TypeAlias = Callable[[Terms, Sequence[Policy]], Policy]
 
 
 @dataclass(frozen=True, slots=True)
-class _Scope:
-    """What one scope has, the longest unused namespace first."""
+class _Room:
+    """What those who are bounded together have (cache/who.py)."""
 
     quota: Quota
-    spaces: OrderedDict[bytes, Space]
+    held: Holdings[bytes]
 
 
 class Spaces:
@@ -59,7 +61,7 @@ class Spaces:
         clock: Callable[[], float],
         on_erase: Callable[[Erasure], None] = lambda _erasure: None,
     ) -> None:
-        """`max_spaces` bounds all scopes together, `bounds` each of them. `dimensions` is asked
+        """`max_spaces` bounds all rooms together, `bounds` each of them. `dimensions` is asked
         when there are vectors; `on_erase` is told of each erasure, another gateway's too."""
         self._policy_of = policy_of
         self._dimensions = dimensions
@@ -70,7 +72,10 @@ class Spaces:
         self._on_erase = on_erase
         self._coming: set[Coming] = set()
         self._spaces: OrderedDict[bytes, Space] = OrderedDict()
-        self._scopes: dict[str, _Scope] = {}
+        self._held = Holdings[bytes]()
+        self._rooms: dict[str, _Room] = {}
+        self._scopes: dict[str, OrderedDict[bytes, Space]] = {}
+        """The namespaces of each scope, the longest unused first."""
         self._terms_for: Callable[[str], Terms] = lambda _scope: Terms()
         self._not_yet = "" if keeper is None else _READING
         self._stale = False
@@ -88,43 +93,68 @@ class Spaces:
     def find(self, namespace: bytes) -> Space | None:
         return self._spaces.get(namespace)
 
-    def open(self, origin: Origin, terms: Terms) -> Space:
-        """The space of a namespace, made now if need be, under the terms of now."""
-        space = self._spaces.get(origin.namespace)
+    def open(self, origin: Origin, terms: Terms, owner: str) -> Space:
+        """The space of a namespace in which `owner` asks, made now if need be, under the terms of
+        now."""
+        namespace = origin.namespace
+        space = self._spaces.get(namespace)
         if space is None:
-            space = self._make(origin, terms)
+            space = self._make(origin, terms, owner)
+        else:
+            self._use(space, owner)
         space.follow(terms.max_error)
-        self._spaces.move_to_end(origin.namespace)
-        self._scopes[origin.scope].spaces.move_to_end(origin.namespace)
+        self._spaces.move_to_end(namespace)
+        self._scopes[origin.scope].move_to_end(namespace)
         return space
 
-    def _make(self, origin: Origin, terms: Terms) -> Space:
-        scope = self._scopes.get(origin.scope)
-        if scope is None:
-            scope = self._scopes[origin.scope] = _Scope(Quota(self._bounds), OrderedDict())
-        recent = itertools.islice(reversed(scope.spaces.values()), MAX_SIBLINGS)
+    def _use(self, space: Space, owner: str) -> None:
+        """What several users of a tenant use is their tenant's: no longer the one's to lose."""
+        namespace = space.origin.namespace
+        maker, tenant = self._held.owner(namespace), tenant_of(owner)
+        common = owner != maker != tenant == tenant_of(maker)
+        for held in (self._held, self._rooms[room_of(space.origin.scope)].held):
+            if common:
+                held.remove(namespace)
+                held.add(namespace, tenant)
+            else:
+                held.use(namespace)
+
+    def _make(self, origin: Origin, terms: Terms, owner: str) -> Space:
+        room = self._rooms.setdefault(
+            room_of(origin.scope), _Room(Quota(self._bounds), Holdings[bytes]())
+        )
+        siblings = self._scopes.setdefault(origin.scope, OrderedDict())
+        recent = itertools.islice(reversed(siblings.values()), MAX_SIBLINGS)
         space = Space(
             origin,
             self._policy_of(terms, [sibling.policy for sibling in recent]),
             self._dimensions(),
-            scope.quota,
+            room.quota,
             self._keeper.journal(origin, self._clock) if self._keeper else None,
         )
-        self._spaces[origin.namespace] = scope.spaces[origin.namespace] = space
-        if len(scope.spaces) > self._bounds.max_namespaces:
-            self._forget_one_of(scope)
-        elif len(self._spaces) > self._max_spaces:
-            self._forget_one_of(max(self._scopes.values(), key=lambda each: len(each.spaces)))
+        self._spaces[origin.namespace] = siblings[origin.namespace] = space
+        for held in (self._held, room.held):
+            held.add(origin.namespace, owner)
+        if len(room.held) > self._bounds.max_namespaces:
+            self._forget(room.held.loser())
+        elif len(self._held) > self._max_spaces:
+            self._forget(self._held.loser())
         return space
 
-    def _forget_one_of(self, scope: _Scope) -> None:
-        namespace, space = scope.spaces.popitem(last=False)
+    def _forget(self, namespace: bytes) -> None:
+        space = self._spaces.pop(namespace)
         space.clear()
         for coming in self._coming:
             coming.unwanted |= coming.labels.namespace == namespace
-        del self._spaces[namespace]
-        if not scope.spaces:
-            del self._scopes[space.origin.scope]
+        scope = space.origin.scope
+        del self._scopes[scope][namespace]
+        if not self._scopes[scope]:
+            del self._scopes[scope]
+        self._held.remove(namespace)
+        room = self._rooms[room_of(scope)]
+        room.held.remove(namespace)
+        if not len(room.held):
+            del self._rooms[room_of(scope)]
 
     def expect(self, labels: Labels) -> Coming:
         """An answer that is to be kept when it has been compared (`arrived`). What makes it
@@ -185,10 +215,13 @@ class Spaces:
 
     def _space_of(self, news: Kept | Summary | Lesson | Dropped) -> Space | None:
         known = self._spaces.get(news.namespace)
+        if known is not None and isinstance(news, Kept):
+            self._use(known, news.owner)
         if known is not None or isinstance(news, Lesson | Dropped):
             return known
+        owner = news.owner if isinstance(news, Kept) else owner_of(news.scope)
         origin = Origin(news.namespace, news.scope, news.model)
-        return self.open(origin, self._terms_for(news.scope))
+        return self.open(origin, self._terms_for(news.scope), owner)
 
     async def hear(self, news: News) -> None:
         """What another gateway did."""

@@ -238,11 +238,12 @@ class SemanticCache:
     volatile: tuple[str, ...] = _set(
         VOLATILE_WORDS, "words (regular expressions) of questions that are never answered from it"
     )
-    max_entries: int = _set(50_000, "questions kept for one scope, over all its namespaces")
+    max_entries: int = _set(50_000, "questions kept for one scope (of users: one tenant's)")
     max_per_user: int = _set(
         5_000, "of them, questions of one end user (the request's `user`), or of all who name none"
     )
     max_namespaces: int = _set(500, "system prompts, tools and parameters told apart, per scope")
+    total_namespaces: int = _set(5_000, "the same, over all scopes")
 
 
 @dataclass(frozen=True, slots=True)

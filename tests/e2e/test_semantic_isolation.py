@@ -167,5 +167,20 @@ async def test_whoever_makes_namespaces_without_end_pushes_out_their_own() -> No
         assert origin(await ask(running, "how high is that tower", BOB)) == "semantic"
 
 
+async def test_one_end_user_who_makes_namespaces_pushes_out_nobody_elses() -> None:
+    """Neither of their tenant's other users nor, with made-up names, of other tenants."""
+    async with gateway(Collide(), max_namespaces=4, total_namespaces=6) as running:
+        await ask(running, "how high is the tower", BOB)
+        await ask(running, "how high is the tower", ALICE, user="good")
+        for number in range(9):
+            await ask(running, "how deep is it", ALICE, user="evil", max_tokens=10 + number)
+            await ask(running, "how deep is it", USERS, user=f"evil{number}")
+        scopes = Counter(state.scope.partition("/")[0] for state in states(running))
+        assert scopes == {"tenant:bob": 1, "tenant:alice": 2, "user:users": 3}
+        assert origin(await ask(running, "how high is that tower", BOB)) == "semantic"
+        again = await ask(running, "how high is that tower", ALICE, user="good")
+        assert origin(again) == "semantic"
+
+
 def entries(running: Running) -> int:
     return sum(state.entries for state in states(running))

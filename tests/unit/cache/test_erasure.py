@@ -123,7 +123,9 @@ async def test_what_is_still_compared_when_its_namespace_is_forgotten_is_not_kep
     }
 
     async def forgetful(_question: str, _fresh: str, _cached: str) -> bool:
-        house.semantic._spaces.open(Origin(b"another", "tenant:other", "small"), house.terms)
+        house.semantic._spaces.open(
+            Origin(b"another", "tenant:other", "small"), house.terms, "other"
+        )
         return True
 
     house.semantic._spaces._max_spaces = 1

@@ -361,16 +361,51 @@ async def test_who_floods_many_namespaces_pushes_out_only_themselves() -> None:
     assert trail.cache[0].hit
 
 
-async def test_too_many_namespaces_cost_the_scope_that_has_most_of_them() -> None:
+@pytest.mark.parametrize("restarted", [False, True])
+@pytest.mark.parametrize("scope", ["tenant:loud", "user:loud/evil{}", "group:club"])
+async def test_too_many_namespaces_cost_the_tenant_that_has_most_of_them(
+    scope: str, restarted: bool
+) -> None:
+    """Whatever scopes it makes, and users."""
     house = House()
-    house.semantic._spaces._max_spaces = 5
-    await house.ask(call_of(FIRST, scope="tenant:quiet"))
+    house.semantic._spaces._max_spaces = 7
+    quiet = [("quiet", "tenant:quiet", 1), ("quiet", "tenant:quiet", 2), ("club", "group:club", 1)]
+    for tenant, shared, limit in quiet:
+        await house.ask(call_of(FIRST, scope=shared, max_tokens=limit), tenant=tenant)
     for number in range(20):
-        await house.ask(call_of("flood", scope="tenant:loud", max_tokens=number + 1))
-    _, trail = await house.ask(call_of(AGAIN, scope="tenant:quiet"))
+        house.owner = f"loud/evil{number}"
+        call = call_of("flood", scope=scope.format(number), max_tokens=number + 10)
+        await house.ask(call, tenant="loud")
+    if restarted:
+        house.embedder.close()
+        house = House(archive=house.archive)
+        house.semantic._spaces._max_spaces = 7
+        await house.restore()
+    house.owner = None
+    assert len(house.semantic.state()) == 7
+    for tenant, shared, limit in quiet:
+        call = call_of(AGAIN, scope=shared, max_tokens=limit)
+        _, trail = await house.ask(call, tenant=tenant)
+        assert trail.cache[0].hit
     house.embedder.close()
-    assert trail.cache[0].hit
-    assert len(house.semantic.state()) == 5
+
+
+async def test_within_a_tenant_a_users_namespaces_push_out_only_their_own() -> None:
+    """What others use as well is no longer theirs to lose."""
+    house = House(bounds=Bounds(max_namespaces=6))
+    for owner, limit in (("shop/good", 1), ("shop/evil", 2), ("shop/good", 2)):
+        house.owner = owner
+        await house.ask(call_of(f"{FIRST} {limit}", max_tokens=limit), tenant="shop")
+    house.owner = "shop/evil"
+    for number in range(20):
+        await house.ask(call_of("flood", max_tokens=number + 10), tenant="shop")
+    house.owner, house.clock.now = "shop/good", house.clock.now + 100
+    for limit in (1, 2):
+        call = call_of(f"{AGAIN} {limit}", max_tokens=limit)
+        _, trail = await house.ask(call, tenant="shop")
+        assert trail.cache[0].hit
+    house.embedder.close()
+    assert len(house.semantic.state()) == 6
 
 
 async def test_a_scope_forgets_its_longest_unused_namespace_beyond_its_bound() -> None:
