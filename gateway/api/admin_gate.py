@@ -26,6 +26,10 @@ _SCHEME = HTTPBearer(
     auto_error=False, scheme_name="AdminKey", description="A key whose hash is in [admin] keys"
 )
 
+_FROM_PROXIES = frozenset({"forwarded", "via", "x-real-ip", "cf-connecting-ip", "true-client-ip"})
+"""Beside all that begin with x-forwarded: what a proxy adds, in lower case. One that adds nothing
+cannot be told from a caller on this machine: behind a proxy an admin key is needed."""
+
 
 class AdminGate:
     """A FastAPI dependency: `Depends(gate)`. Returns who asks, for `audit`."""
@@ -80,7 +84,7 @@ class AdminGate:
 def is_local(request: Request, host: str) -> bool:
     """A request that came over loopback, was not passed on by a proxy (which would let anyone look
     local), and asks for a name of this machine."""
-    if request.client is None or "x-forwarded-for" in request.headers:
+    if request.client is None or any(map(_is_from_proxy, request.headers)):
         return False
     named = _host_of(f"//{request.headers.get('host', '')}")
     if named != host and not is_loopback(named):
@@ -89,6 +93,10 @@ def is_local(request: Request, host: str) -> bool:
         return ipaddress.ip_address(request.client.host).is_loopback
     except ValueError:
         return False
+
+
+def _is_from_proxy(header: str) -> bool:
+    return header in _FROM_PROXIES or header.startswith("x-forwarded")
 
 
 def _is_from_elsewhere(request: Request) -> bool:

@@ -19,7 +19,19 @@ TENANTS = (Tenant(name="default"), Tenant(name="acme", keys=("0" * 64,), rpm=7))
     [
         ({}, 200),
         ({"host": "evil.example"}, 401),
-        ({"x-forwarded-for": "10.0.0.1"}, 401),
+        *(
+            ({name: value}, 401)
+            for name, value in {
+                "x-forwarded-for": "10.0.0.1",
+                "X-Forwarded-Host": "sluice.example",
+                "x-forwarded-proto": "https",
+                "Forwarded": "for=1.2.3.4",
+                "X-Real-IP": "1.2.3.4",
+                "Via": "1.1 proxy",
+                "CF-Connecting-IP": "1.2.3.4",
+                "True-Client-IP": "1.2.3.4",
+            }.items()
+        ),
         ({"origin": "https://evil.example"}, 401),
         ({"origin": "http://["}, 401),
     ],
