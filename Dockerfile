@@ -40,9 +40,12 @@ ENV PATH=/opt/sluice/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
     TRITON_CACHE_DIR=/tmp/triton NUMBA_CACHE_DIR=/tmp/numba
 WORKDIR /var/lib/sluice
 USER sluice
+# The port inside is the variable's, whatever `port` in the settings says, so that the health check
+# asks where the server listens. Another: docker run -e SLUICE_SERVER__PORT=9000, and not --port.
+ENV SLUICE_SERVER__PORT=8080
 EXPOSE 8080
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=3s --start-period=120s --retries=3 \
-  CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8080/healthz', timeout=2)"]
+  CMD ["python", "-c", "import os, urllib.request as r; r.urlopen('http://127.0.0.1:' + os.environ['SLUICE_SERVER__PORT'] + '/healthz', timeout=2)"]
 ENTRYPOINT ["sluice"]
 CMD ["serve", "--config", "/etc/sluice/sluice.toml"]

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import yaml
@@ -68,6 +74,51 @@ def test_the_image_runs_as_nobody_in_particular_and_carries_every_package() -> N
     assert set(copied) == {"gateway", "cache", "cascade", "engine", "radix", "demo"}
     assert re.search(r"^USER sluice$", DOCKERFILE, re.MULTILINE)
     assert "HEALTHCHECK" in DOCKERFILE
+
+
+@contextmanager
+def answering(status: int) -> Iterator[int]:
+    """A port where any path is answered by that status."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            return
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield server.server_port
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.parametrize(("status", "healthy"), [(200, True), (500, False)])
+def test_the_health_check_asks_where_the_server_listens(status: int, healthy: bool) -> None:
+    (command,) = re.findall(r"^HEALTHCHECK .*\\\n  CMD (\[.*\])$", DOCKERFILE, re.MULTILINE)
+    python, *arguments = json.loads(command)
+    assert python == "python"
+    with answering(status) as port:
+        environ = {**os.environ, "SLUICE_SERVER__PORT": str(port)}
+        done = subprocess.run(
+            [sys.executable, *arguments], env=environ, stderr=subprocess.DEVNULL, check=False
+        )
+    assert (done.returncode == 0) is healthy
+
+
+def test_a_port_in_the_settings_does_not_move_the_images(tmp_path: Path) -> None:
+    (port,) = re.findall(r"^ENV SLUICE_SERVER__PORT=(\d+)$", DOCKERFILE, re.MULTILINE)
+    (exposed,) = re.findall(r"^EXPOSE (\d+)$", DOCKERFILE, re.MULTILINE)
+    assert port == exposed
+    file = tmp_path / "sluice.toml"
+    file.write_text("[server]\nport = 9000\n")
+    settings = load(file, environ={"SLUICE_SERVER__PORT": port}).settings
+    assert settings.server.port == int(port)
 
 
 def test_the_build_context_holds_what_the_image_copies_and_no_more() -> None:
