@@ -24,7 +24,11 @@ COMPOSE = yaml.safe_load((ROOT / "compose.yaml").read_text())
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 
 
-@pytest.mark.parametrize("name", ["compose.yaml", "deploy/compose.gpu.yaml"])
+COMPOSES = ("compose.yaml", "deploy/compose.gpu.yaml", "deploy/compose.two.yaml")
+TWO = yaml.safe_load((ROOT / "deploy/compose.two.yaml").read_text())
+
+
+@pytest.mark.parametrize("name", COMPOSES)
 def test_compose_files_follow_the_compose_specification(name: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", name],
@@ -50,9 +54,43 @@ def test_settings_are_mounted_by_their_folder_so_that_a_saved_file_is_seen() -> 
 
 
 def test_nothing_is_published_beyond_this_machine() -> None:
-    ports = [port for one in COMPOSE["services"].values() for port in one.get("ports", [])]
-    assert len(ports) >= 3
+    services = [*COMPOSE["services"].values(), *TWO["services"].values()]
+    ports = [port for one in services for port in one.get("ports", [])]
+    assert len(ports) >= 4
+    assert len(set(ports)) == len(ports)
     assert all(port.startswith("127.0.0.1:") for port in ports)
+
+
+def test_no_container_may_more_than_it_needs() -> None:
+    services = COMPOSE["services"] | {"gateway-b": TWO["services"]["gateway-b"]}
+    for one in (*services.values(), TWO["services"]["kept"]):
+        assert one["cap_drop"] == ["ALL"]
+        assert one["security_opt"] == ["no-new-privileges:true"]
+        assert one["read_only"] is True
+        if one["image"].startswith("redis:"):
+            assert one["user"] == "redis", "its image starts as root to become that"
+
+
+def test_grafana_has_no_user_with_a_password_that_everybody_knows() -> None:
+    set_to = COMPOSE["services"]["grafana"]["environment"]
+    assert set_to["GF_SECURITY_DISABLE_INITIAL_ADMIN_CREATION"] == "true"
+    assert set_to["GF_AUTH_DISABLE_LOGIN_FORM"] == "true"
+    assert set_to["GF_AUTH_BASIC_ENABLED"] == "false"
+    assert set_to["GF_AUTH_ANONYMOUS_ORG_ROLE"] == "Viewer"
+
+
+def test_two_gateways_share_every_store_and_keep_keys_and_limits_where_nothing_is_evicted() -> None:
+    first, second, kept = (TWO["services"][name] for name in ("gateway", "gateway-b", "kept"))
+    assert first["environment"] == second["environment"]
+    settings = load(ROOT / "deploy/sluice.toml", environ=first["environment"]).settings
+    caches, lasting = (settings.exact, settings.semantic), (settings.keys, settings.limits)
+    assert all(one.store.startswith("redis://redis:") for one in caches)
+    assert all(one.store.startswith("redis://kept:") for one in lasting)
+    assert len({one.store for one in (*caches, *lasting)}) == 4
+    words = kept["command"]
+    assert words[words.index("--maxmemory-policy") + 1] == "noeviction"
+    assert words[words.index("--appendonly") + 1] == "yes"
+    assert "noeviction" not in COMPOSE["services"]["redis"]["command"]
 
 
 def test_the_mounted_settings_are_valid_and_take_the_keys_that_compose_names() -> None:
