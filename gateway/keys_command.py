@@ -86,13 +86,20 @@ def _show_all(keys: list[Key]) -> None:
         table.add_row(
             key.id,
             escape(key.tenant),
-            escape(key.name),
+            escape(_printable(key.name)),
             key.state(now),
             _when(key.created_at, ""),
             _when(key.used_at, "never"),
             _when(key.expires_at, "never"),
         )
     Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def _printable(text: str) -> str:
+    """Names that were stored before they were looked at may hold what steers a terminal."""
+    return "".join(
+        one if one.isprintable() else one.encode("unicode_escape").decode() for one in text
+    )
 
 
 def _when(at: float | None, otherwise: str) -> str:

@@ -51,6 +51,11 @@ class KeyBook:
                 "A key must live for more than 0 s and at most 100 years; leave its lifetime out "
                 "for ever."
             )
+        if not name.isprintable():
+            raise KeyRefused(
+                "A key's name is shown in lists, so that it must be printable characters alone: "
+                "no line breaks, control characters or invisible marks. Choose another."
+            )
         now = self._wall()
         expires_at = None if lives_s is None else now + lives_s
         minted = mint(tenant, now, name=name, expires_at=expires_at)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from gateway.cli import main
+from gateway.tenants.key import mint
 from gateway.tenants.key_store import SqliteKeyStore
 
 TOML = """
@@ -54,6 +55,27 @@ def test_what_cannot_be_done_ends_with_the_remedy(
     with pytest.raises(SystemExit):
         keys(config, "create", "acme", "--lives", "soon")
     assert "90d" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["x\x1b[31mred", "two\nlines", "a\u202eb", "\x7f", "\ud800"])
+def test_a_name_that_could_steer_a_terminal_is_refused(
+    config: str, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    assert keys(config, "create", "acme", "--name", name) == 2
+    told = capsys.readouterr().err
+    assert "printable" in told
+    assert name not in told
+
+
+def test_a_name_that_was_stored_before_cannot_steer_the_terminal(
+    config: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    made = mint("acme", 1.0, name="x\x1b[31mred\n é[b]").key
+    SqliteKeyStore(tmp_path / "keys.db").put([made])
+    assert keys(config, "list") == 0
+    listed = capsys.readouterr().out
+    assert "x\\x1b[31mred\\n é[b]" in listed
+    assert "\x1b" not in listed
 
 
 @pytest.mark.parametrize("length", ["0s", "9999999999w"])
