@@ -24,10 +24,12 @@ def router() -> APIRouter:
     routes = APIRouter(include_in_schema=False)
     files = Files(FOLDER, HEADERS)
 
+    @routes.head("/docs")
     @routes.get("/docs")
     def read_page() -> Response:
         return files.serve("index.html")
 
+    @routes.head("/docs/{name:path}")
     @routes.get("/docs/{name:path}")
     def read_file(name: str) -> Response:
         return files.serve(name)

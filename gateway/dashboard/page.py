@@ -64,10 +64,12 @@ def router(
             raise Overloaded(str(error), code="ledger_unavailable", retry_after_s=1.0) from error
         return JSONResponse(found | {"engine": pulse.told(SPANS[span], now)}, headers=SAFE)
 
+    @routes.head("/dashboard")
     @routes.get("/dashboard")
     def read_page() -> Response:
         return files.serve("index.html")
 
+    @routes.head("/dashboard/{name:path}")
     @routes.get("/dashboard/{name:path}")
     def read_file(name: str) -> Response:
         return files.serve(name)

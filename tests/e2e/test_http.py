@@ -430,6 +430,15 @@ async def test_the_dashboards_numbers_are_for_an_admin_and_its_files_hold_none()
     assert nothing.status_code == 404
 
 
+async def test_head_says_of_pages_what_get_does_without_their_bodies() -> None:
+    async with serving() as running:
+        for path in ("/dashboard", "/dashboard/main.js", "/docs", "/docs/index.html"):
+            got, head = await running.client.get(path), await running.client.head(path)
+            assert (head.status_code, head.content) == (200, b"")
+            assert {**head.headers, "date": ""} == {**got.headers, "date": ""}
+        assert (await running.client.head("/dashboard/none.js")).status_code == 404
+
+
 @pytest.mark.parametrize(
     ("host", "status"),
     [("evil.example", 401), ("evil.example:8080", 401), ("localhost:1", 200), ("[::1]:1", 200)],
