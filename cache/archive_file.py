@@ -17,6 +17,7 @@ import msgspec
 
 from cache.archive import KEPT_TAIL, LIFE_S, Dropped, Erasure, Kept, Lesson, Summary
 from cache.key import FAMILY_BYTES
+from cache.replay import bytes_of_tags
 from cache.store.base import Clock
 from cache.store.sqlite_open import (
     OnEvent,
@@ -30,6 +31,8 @@ from cache.store.sqlite_open import (
 SCHEMA_VERSION: Final = 1
 ROW_BYTES: Final = 300
 """What a question occupies beside its data: columns and its places in the indices."""
+TAG_COPIES: Final = 2
+"""Of each tag, in the table of tags and in its index."""
 _PAGE: Final = 500
 
 _SCHEMA: Final = """
@@ -155,7 +158,7 @@ class ArchiveFile:
 
     def _keep(self, kept: Kept) -> None:
         self._delete([(kept.namespace, kept.key)])
-        held_bytes = kept.held_bytes + ROW_BYTES
+        held_bytes = kept.held_bytes + ROW_BYTES + TAG_COPIES * bytes_of_tags(kept.tags)
         self._db.execute(
             "INSERT INTO questions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (

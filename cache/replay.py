@@ -39,6 +39,14 @@ OBJECT_BYTES: Final = 900
 entry, key and heap slot. Measured with tracemalloc in tests/unit/cache/test_memory.py."""
 
 
+TAG_BYTES: Final = 50
+"""What a tag costs beside its characters."""
+
+
+def bytes_of_tags(tags: tuple[str, ...]) -> int:
+    return sum(map(len, tags)) + TAG_BYTES * len(tags)
+
+
 class Memo(dict[str, bytes]):
     """Rendered fragments of one recording, counted: a store that bounds its bytes sets `grew` and
     is told of each that comes later. Fragments are only added, by name, and live with the entry."""
@@ -82,7 +90,8 @@ class Recording:
     @property
     def held_bytes(self) -> int:
         """Memory that this recording occupies now, fragments included."""
-        return OBJECT_BYTES + len(self.body) + self.memo.held_bytes
+        held = OBJECT_BYTES + len(self.body) + self.memo.held_bytes
+        return held + bytes_of_tags(self.tags) if self.tags else held
 
     @property
     def cost_tokens(self) -> float:

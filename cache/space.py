@@ -32,7 +32,7 @@ from cache.entry import Entry, Group, Labels, Origin, Seen, SpaceState
 from cache.index import Index, to_int8
 from cache.journal import Journal, sighting_of, since_of, verdict_of
 from cache.quota import Quota
-from cache.replay import Recording, decode, encode
+from cache.replay import Recording, bytes_of_tags, decode, encode
 from cache.rest import Rest
 from cache.verify import NEAREST, SIGNS, Neighbour, Policy, Record, Sighting, Verdict, sight
 from cache.verify_budget import Budgeted
@@ -79,7 +79,9 @@ class Space:
     @property
     def held_bytes(self) -> int:
         answers = sum(group.recording.held_bytes for group in self._groups.values())
-        texts = sum(ENTRY_BYTES + len(e.question) for e in self._entries.values())
+        texts = sum(
+            ENTRY_BYTES + len(e.question) + bytes_of_tags(e.tags) for e in self._entries.values()
+        )
         return self._index.held_bytes + answers + texts
 
     def entry(self, key: int) -> Entry | None:

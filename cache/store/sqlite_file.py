@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeAlias
 
-from cache.replay import Recording, decode, encode
+from cache.replay import Recording, bytes_of_tags, decode, encode
 from cache.store.base import Clock, Which
 from cache.store.memory import MAX_USES
 from cache.store.sqlite_open import (
@@ -37,6 +37,8 @@ from cache.store.sqlite_open import (
 SCHEMA_VERSION: Final = 2
 ROW_BYTES: Final = 400
 """What a row occupies beside its data: key, columns and its places in five indices."""
+TAG_COPIES: Final = 2
+"""Of each tag, in the table of tags and in its index."""
 _EVICT_AT_ONCE: Final = 64
 _EXPIRE_AT_ONCE: Final = 1_000
 
@@ -170,7 +172,7 @@ class SqliteWriter:
 
     def _put(self, put: Put, age: float) -> None:
         recording, data = put.recording, encode(put.recording)
-        held_bytes = len(data) + ROW_BYTES
+        held_bytes = len(data) + ROW_BYTES + TAG_COPIES * bytes_of_tags(recording.tags)
         value = max(1.0, recording.cost_tokens) / held_bytes
         self._delete([put.key])
         cursor = self._db.execute(

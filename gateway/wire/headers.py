@@ -11,6 +11,9 @@ from engine.contract import BadCall, CacheStatus, Directives
 
 PLAIN = Directives()
 LONGEST_USER = 64
+MOST_TAGS = 32
+LONGEST_TAG = 128
+"""In characters. Each tag of a stored answer is kept some three times, in two caches."""
 _SHARE = re.compile(r"[0-9]+(\.[0-9]*)?|\.[0-9]+", re.ASCII)
 
 
@@ -52,11 +55,19 @@ def _seconds(text: str) -> float:
 
 
 def tags_of(header: bytes | None) -> tuple[str, ...]:
-    """Sluice-Tags: a,b."""
+    """Sluice-Tags: a,b. Raises BadCall for more, or longer ones, than an answer may carry."""
     if header is None:
         return ()
-    tags = (tag.strip() for tag in header.decode("latin-1").split(","))
-    return tuple(tag for tag in tags if tag)
+    named = (tag.strip() for tag in header.decode("latin-1").split(","))
+    tags = tuple(dict.fromkeys(tag for tag in named if tag))
+    if len(tags) > MOST_TAGS or any(len(tag) > LONGEST_TAG for tag in tags):
+        raise BadCall(
+            f"Sluice-Tags may name {MOST_TAGS} tags of up to {LONGEST_TAG} characters each; got "
+            f"{len(tags)}, the longest of {max(map(len, tags))} characters.",
+            param="Sluice-Tags",
+            code="invalid_value",
+        )
+    return tags
 
 
 def traceparent_of(header: bytes | None) -> str:

@@ -107,6 +107,11 @@ def test_a_fragment_kept_by_one_replay_is_there_in_the_next() -> None:
     assert recording.held_bytes == before + 70
 
 
+def test_tags_are_part_of_what_a_recording_holds() -> None:
+    plain, tagged = recording_of("Paris"), recording_of("Paris", tags=("x" * 100, "y" * 100))
+    assert tagged.held_bytes - plain.held_bytes > 200
+
+
 def test_fragments_are_no_part_of_what_is_written() -> None:
     recording = recording_of("Par", "is")
     plain = encode(recording)

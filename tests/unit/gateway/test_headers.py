@@ -3,7 +3,14 @@ from __future__ import annotations
 import pytest
 
 from engine.contract import BadCall, CacheStatus, Directives
-from gateway.wire.headers import cache_status, directives_of, server_timing, tags_of
+from gateway.wire.headers import (
+    LONGEST_TAG,
+    MOST_TAGS,
+    cache_status,
+    directives_of,
+    server_timing,
+    tags_of,
+)
 
 
 @pytest.mark.parametrize(
@@ -42,7 +49,17 @@ def test_timings_are_in_milliseconds() -> None:
 
 def test_tags_are_split() -> None:
     assert tags_of(b" a, b ,,") == ("a", "b")
+    assert tags_of(b"a,b,a") == ("a", "b")
     assert tags_of(None) == ()
+
+
+def test_an_answer_carries_so_many_tags_of_such_a_length() -> None:
+    most = [str(number).rjust(LONGEST_TAG, "x") for number in range(MOST_TAGS)]
+    assert tags_of(",".join(most).encode()) == tuple(most)
+    for header in (",".join([*most, "one more"]), "x" * (LONGEST_TAG + 1)):
+        with pytest.raises(BadCall, match="32 tags of up to 128 characters") as refused:
+            tags_of(header.encode())
+        assert refused.value.param == "Sluice-Tags"
 
 
 def test_a_detail_cannot_break_out_of_its_header() -> None:
