@@ -30,6 +30,14 @@ TURNS = 3
 """How often what was leased may be taken by somebody else before it was used."""
 
 
+class TooLarge(TooMany):
+    """400, since clients try a 429 again, and no waiting lets this request in. Still this tenant's
+    own: others who share an answer may have the room (cache/join.py)."""
+
+    status = 400
+    kind = "invalid_request_error"
+
+
 class Shared(Protocol):
     """Where gateways share limits: what makes the counters that they count with together."""
 
@@ -186,9 +194,10 @@ class Limits:
         if window is None:
             return None
         if tokens > window.limit:
-            raise TooMany(
+            raise TooLarge(
                 f"This request may need {tokens} tokens, and tenant {tenant!r} has {window.limit} "
-                "a minute; send a shorter prompt or ask for fewer max_tokens.",
+                "tokens a minute (tpm), so that waiting does not help; send a shorter prompt or "
+                "ask for fewer max_tokens.",
                 code="request_too_large",
             )
         now = self._clock()

@@ -7,6 +7,7 @@ import hashlib
 from typing import Any
 
 import httpx
+import openai
 import pytest
 
 from cascade.price import estimate_prompt_tokens
@@ -155,7 +156,11 @@ async def test_tokens_per_minute_are_estimated_then_corrected_and_told_in_header
         assert (refused.status_code, error["code"]) == (429, "rate_limit_exceeded")
         assert int(refused.headers["retry-after"]) > 0
         too_large = await ask(running, "three", max_tokens=500)
-        assert too_large.json()["error"]["code"] == "request_too_large"
+        error = too_large.json()["error"]
+        assert (too_large.status_code, error["code"]) == (400, "request_too_large")
+        assert error["type"] == "invalid_request_error"
+        assert "200 tokens a minute" in error["message"]
+        assert "retry-after" not in too_large.headers
         assert (await ask(running, "one two")).headers["sluice-origin"] == "exact"
 
 
@@ -198,6 +203,27 @@ def test_an_image_is_bounded_whatever_its_bytes() -> None:
         for size in (10, 1_000_000)
     }  # fmt: skip
     assert sizes == {(NOT_TEXT_TOKENS + 80) * IN + OUT}
+
+
+async def test_what_is_too_large_is_asked_once_by_openais_client() -> None:
+    tried = 0
+
+    async def count(_: httpx.Request) -> None:
+        nonlocal tried
+        tried += 1
+
+    async with (
+        serving(settings(tpm=200)) as running,
+        httpx.AsyncClient(event_hooks={"request": [count]}) as http,
+        openai.AsyncOpenAI(
+            api_key="none", base_url=f"http://127.0.0.1:{running.port}/v1", http_client=http
+        ) as client,
+    ):
+        with pytest.raises(openai.BadRequestError):
+            await client.chat.completions.create(
+                model="small", messages=[{"role": "user", "content": "x"}], max_tokens=500
+            )
+    assert tried == 1
 
 
 # --------------------------------------------------------------------------- who inherits
