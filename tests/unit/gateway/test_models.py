@@ -12,7 +12,7 @@ from cascade.ability import Abilities
 from engine.contract import Call, Json, Start, Trail, UpstreamFailed
 from gateway.backend import CannotLoad, PlainBackend
 from gateway.catalog import ModelCard
-from gateway.configure import BadSettings, load
+from gateway.configure import BadSettings, Loaded, load
 from gateway.parts.cascade import unbounded_in
 from gateway.parts.models import (
     WithFallbacks,
@@ -26,6 +26,7 @@ from gateway.settings import Cascade, Engine, Model, Settings, Tenant
 from gateway.tenants.roster import Roster
 from tests.support.fake import FakeModel
 from tests.support.routing import chat
+from tests.support.serving import serving, settings_for_tests
 
 FAR = Model(kind="openai", base_url="https://api.example.com/v1")
 
@@ -182,6 +183,27 @@ async def test_a_fallback_that_the_tenant_may_not_use_is_skipped() -> None:
     with pytest.raises(UpstreamFailed, match="gone"):
         await _origin(wrapped["far"], chat("Hi"), "poor")
     assert not dear.calls
+
+
+async def test_a_running_gateway_asks_no_fallback_that_a_reload_has_forbidden(
+    tmp_path: Path,
+) -> None:
+    base = settings_for_tests()
+    far = Model(kind="openai", base_url="https://x", fallbacks=("large",))
+    tenant = Tenant(name="default", models=("far", "large"))
+    settings = replace(base, models={**base.models, "far": far}, tenants=(tenant,))
+    fakes = {name: FakeModel(name=name) for name in ("small", "large")}
+    fakes["far"] = FakeModel(name="far", error=UpstreamFailed("gone"))
+    asked = {"model": "far", "messages": [{"role": "user", "content": "x"}], "temperature": 1}
+    async with serving(settings, fakes) as running:
+        reply = await running.client.post("/v1/chat/completions", json=asked)
+        assert (reply.status_code, reply.headers["sluice-model"]) == (200, "large")
+        narrow = replace(settings, tenants=(replace(tenant, models=("far",)),))
+        running.system.live.take(Loaded(narrow))
+        asked["seed"] = 7  # another request, so that no cache answers
+        reply = await running.client.post("/v1/chat/completions", json=asked)
+        assert reply.status_code == 502
+    assert len(fakes["large"].calls) == 1
 
 
 def test_who_may_ask_auto_may_be_answered_by_what_auto_asks() -> None:
