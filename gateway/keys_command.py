@@ -21,8 +21,8 @@ from gateway.settings import Settings
 from gateway.tenants.key import Key, Minted
 from gateway.tenants.key_book import KeyBook
 
-_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
-_LENGTH = re.compile(r"(\d+(?:\.\d+)?)([smhdw])")
+_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800, "y": 31_536_000}
+_LENGTH = re.compile(r"(\d+(?:\.\d+)?)([smhdwy])")
 
 
 def add_arguments(keys: argparse.ArgumentParser) -> None:
@@ -48,7 +48,7 @@ def length_s(text: str) -> float:
     """`90d` → seconds."""
     found = _LENGTH.fullmatch(text)
     if found is None:
-        raise argparse.ArgumentTypeError(f"write a length as 30m, 24h or 90d; got {text!r}")
+        raise argparse.ArgumentTypeError(f"write a length as 30m, 24h, 90d or 1y; got {text!r}")
     return float(found[1]) * _UNITS_S[found[2]]
 
 

@@ -19,7 +19,7 @@ from gateway.api.admin import no_such_tenant
 from gateway.api.admin_gate import AdminGate
 from gateway.live import Live
 from gateway.tenants.key import Key, Minted
-from gateway.tenants.key_book import GRACE_S, KeyBook, KeyRefused
+from gateway.tenants.key_book import GRACE_S, SHORTEST_S, KeyBook, KeyRefused
 from gateway.tenants.key_store import KeyStoreFault
 from gateway.tenants.key_sync import KeySync
 
@@ -29,7 +29,9 @@ T = TypeVar("T")
 class NewKey(BaseModel):
     model_config = ConfigDict(extra="forbid")
     name: str = Field(default="", max_length=200, description="For people: whose, what for")
-    lives_s: float | None = Field(default=None, gt=0, description="Seconds; unset: for ever")
+    lives_s: float | None = Field(
+        default=None, ge=SHORTEST_S, description="Seconds; unset: for ever"
+    )
 
 
 class Rotation(BaseModel):

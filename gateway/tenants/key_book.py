@@ -21,6 +21,8 @@ from gateway.tenants.key import Key, Minted, mint
 from gateway.tenants.key_store import Found, KeyStore
 
 GRACE_S = 86_400.0
+SHORTEST_S = 1.0
+"""A key that ends before it can be sent is a mistake."""
 LONGEST_S = 100 * 365 * 86_400.0
 """No longer life or grace: dates beyond cannot be shown, and "for ever" has a name of its own."""
 
@@ -46,9 +48,9 @@ class KeyBook:
     ) -> Minted:
         """`tenants`: those in force. Raises KeyRefused."""
         _require_keyed(tenants, tenant)
-        if lives_s is not None and not 0 < lives_s <= LONGEST_S:
+        if lives_s is not None and not SHORTEST_S <= lives_s <= LONGEST_S:
             raise KeyRefused(
-                "A key must live for more than 0 s and at most 100 years; leave its lifetime out "
+                "A key must live for at least 1 s and at most 100 years; leave its lifetime out "
                 "for ever."
             )
         if not name.isprintable():

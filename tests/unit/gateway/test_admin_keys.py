@@ -111,6 +111,7 @@ async def test_changes_are_audited_and_no_secret_is_shown_or_logged() -> None:
     [
         ("POST", "/admin/tenants/nobody/keys", {}, 404, "there are: acme"),
         ("POST", "/admin/tenants/acme/keys", {"lives_s": -1}, 400, "lives_s"),
+        ("POST", "/admin/tenants/acme/keys", {"lives_s": 1e-7}, 400, "lives_s"),
         ("POST", "/admin/tenants/acme/keys", {"name": "x\x1b[31mred\n"}, 400, "printable"),
         ("POST", "/admin/tenants/acme/keys", {"nme": "x"}, 400, "nme"),
         ("DELETE", "/admin/keys/nobody", None, 400, "sluice keys list"),

@@ -78,12 +78,18 @@ def test_a_name_that_was_stored_before_cannot_steer_the_terminal(
     assert "\x1b" not in listed
 
 
-@pytest.mark.parametrize("length", ["0s", "9999999999w"])
+def test_a_life_may_be_told_in_years(config: str, tmp_path: Path) -> None:
+    assert keys(config, "create", "acme", "--lives", "1y") == 0
+    [key] = SqliteKeyStore(tmp_path / "keys.db").all()
+    assert key.expires_at == key.created_at + 365 * 86_400
+
+
+@pytest.mark.parametrize("length", ["0s", "0.0000001s", "0.9s", "9999999999w", "101y"])
 def test_a_life_whose_end_cannot_be_shown_is_refused_and_nothing_is_stored(
     config: str, capsys: pytest.CaptureFixture[str], length: str
 ) -> None:
     assert keys(config, "create", "acme", "--lives", length) == 2
-    assert "100 years" in capsys.readouterr().err
+    assert "at least 1 s and at most 100 years" in capsys.readouterr().err
     assert keys(config, "list") == 0
     assert "acme" not in capsys.readouterr().out
 
