@@ -33,7 +33,8 @@ class LaneStats:
     cached_total: int = 0
     preemptions_total: int = 0
     displaced_total: int = 0
-    """Set back for the part of another tenant; preemptions are for want of pages."""
+    """Set back for the part of another tenant; preemptions are for want of pages, or of
+    memory in a step."""
     evicted_pages_total: int = 0
 
 

@@ -16,12 +16,14 @@ One thread owns all state behind the inbox, so nothing in scheduler, tree or seq
 Submissions and cancellations wait in the inbox until a step ends; what a step produced leaves in
 one wake-up of the event loop. Idle, the thread sleeps on a condition.
 
-Whatever goes wrong stays small. A step that raises fails the requests in it: their pages are freed
-and not published, since nobody knows what they hold. One that fails after its launch takes all of
-its model's running requests along, and the cached prefixes: the pages it should have filled may be
-anybody's by now. A text that raises fails its request. A device that is lost ends the thread, as
-anything does that it does not expect: it fails everyone on its way out, and later submissions at
-once, with the reason: nobody waits for a dead thread.
+Whatever goes wrong stays small. A step for which memory runs out is tried again in smaller ones:
+what was launched before it is read, nothing is lost, and only who does not fit alone, a token at a
+time, fails (ceiling.py). A step that raises anything else fails the requests in it: their pages are
+freed and not published, since nobody knows what they hold. One that fails after its launch takes
+all of its model's running requests along, and the cached prefixes: the pages it should have filled
+may be anybody's by now. A text that raises fails its request. A device that is lost ends the
+thread, as anything does that it does not expect: it fails everyone on its way out, and later
+submissions at once, with the reason: nobody waits for a dead thread.
 """
 
 from __future__ import annotations
@@ -47,13 +49,18 @@ from engine.contract import (
 from engine.lane import Lane, LaneStats, Tally
 from engine.mailbox import Item, Outbox
 from engine.request import Choice, Request
-from engine.sequence import Chunk, Pending, RunnerLost, Sampled, Sequence
+from engine.sequence import Chunk, OutOfMemory, Pending, RunnerLost, Sampled, Sequence
 from engine.stream import token_logprob
 
 STATS_EVERY_S = 0.1
 BACK_S = 5.0
 """After which a lost card's successor may be asked."""
 STALL_S = 0.005
+REMEDY = (
+    "set engine.kv_memory_mib lower, or engine.max_batched_tokens and engine.max_running, or end "
+    "what else takes the device's memory"
+)
+"""Where memory runs out in steps."""
 LOOK_S = 20e-6
 """Between two looks at which of several models' steps is done."""
 
@@ -199,6 +206,9 @@ class Loop:
                 return False
             pending = lane.runner.launch(chunks)
             lane.scheduler.advance(chunks)
+        except OutOfMemory as lack:
+            self._make_do(lane, chunks, lack)
+            return True
         except Exception as error:  # noqa: BLE001 — a broken step must not end the engine
             self._fail_step(lane, chunks, error)
             return False
@@ -333,6 +343,23 @@ class Loop:
         self._live.discard(request)
         request.done = True
 
+    def _make_do(self, lane: Lane, chunks: list[Chunk], lack: OutOfMemory) -> None:
+        """Memory ran out while a step was launched: do with smaller ones."""
+        while self._flying[lane.name]:  # these are whole, and hold what the next one computes on
+            self._read(lane)
+        lane.runner.recover()
+        if lane.scheduler.shrink(chunks):
+            tokens, rows = lane.scheduler.most
+            self._report(
+                f"memory ran out in a step of {lane.name}; for now its steps hold at most {tokens} "
+                f"tokens of {rows} sequences; if this comes again, {REMEDY}",
+                lack,
+            )
+        else:
+            requests = self._requests_of(chunk.sequence for chunk in chunks)
+            self._fail(requests, f"the smallest step of {lane.name}", lack, REMEDY)
+            self._flush()
+
     def _fail_step(self, lane: Lane, chunks: list[Chunk], error: Exception) -> None:
         """Fail those in the step. Where planning raised and nothing runs, whoever is next in line
         is all that can have been in it; if it was not, the next failure is the next one's."""
@@ -342,23 +369,28 @@ class Loop:
             sequences += [chunk.sequence for flight in flying for chunk in flight.chunks]
             sequences += lane.scheduler.running
         sequences = sequences or lane.scheduler.running or lane.scheduler.waiting[:1]
-        requests = {self._choices[s].request for s in sequences if s in self._choices}
-        self._fail(requests, f"a step of {lane.name}", error)
+        self._fail(self._requests_of(sequences), f"a step of {lane.name}", error)
         if lane.runner.depth > 1:
             flying.clear()
             lane.scheduler.forget()
         self._flush()
         lane.runner.recover()
 
-    def _fail(self, requests: Iterable[Request], doing: str, error: Exception) -> None:
+    def _requests_of(self, sequences: Iterable[Sequence]) -> set[Request]:
+        return {self._choices[s].request for s in sequences if s in self._choices}
+
+    def _fail(
+        self, requests: Iterable[Request], doing: str, error: Exception, advice: str = "try again"
+    ) -> None:
+        """Each is told its own id only: the others may be another tenant's."""
         requests = list(requests)
         ids = ", ".join(sorted(request.id for request in requests))
         self._report(f"{doing} failed for requests {ids}", error)
         for request in requests:
             self._drop(request, publish=False)
             failed = Failed(
-                f"The engine failed ({type(error).__name__}) in {doing}, for requests {ids}. It "
-                "goes on; try again."
+                f"The engine failed ({type(error).__name__}) in {doing}, for request {request.id}. "
+                f"It goes on; {advice}."
             )
             self._close(request, failed)
 

@@ -22,7 +22,8 @@ from engine.models.config import DecoderConfig
 from engine.models.decoder import Attention, Decoder
 from engine.pool import KVPool
 from engine.sampler import Sampler
-from engine.sequence import Chunk, Sampled
+from engine.sequence import Chunk, OutOfMemory, Sampled
+from engine.shortage import lacks_memory
 
 
 class Backend(Protocol):
@@ -80,8 +81,17 @@ class CpuRunner:
     def recover(self) -> None:
         """A step keeps nothing."""
 
-    @torch.inference_mode()
     def launch(self, chunks: list[Chunk]) -> Done:
+        """Compute a step. Raises OutOfMemory, or what its parts raise."""
+        try:
+            return self._compute(chunks)
+        except (MemoryError, RuntimeError) as error:
+            if lacks_memory(error):
+                raise OutOfMemory(str(error)) from error
+            raise
+
+    @torch.inference_mode()
+    def _compute(self, chunks: list[Chunk]) -> Done:
         batch = self._builder.build(chunks)
         logits = self.decoder.forward(
             torch.from_numpy(batch.tokens),

@@ -18,6 +18,9 @@ its pages up. The full ones go into the tree, so coming back is mostly a hit. It
 of its queue, and comes back only when it can also grow by half, else two long answers would throw
 each other out for every page.
 
+*Lack of memory* in a step halves the next ones and sets back whom they have no place for
+(ceiling.py).
+
 *Among several tenants* what one has beyond its part is lent to it: slots and pages are taken back
 for a tenant that has less, and who crowds the batch lets others' first tokens go before (lent.py).
 
@@ -35,6 +38,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from engine.ceiling import Ceiling
 from engine.contract import BadCall, Overloaded
 from engine.fair import Fair
 from engine.lent import Lent
@@ -83,6 +87,7 @@ class Scheduler:
         self._clock = clock
         self._fair = fair or Fair()
         self._parts = Parts(limits.max_running)
+        self._ceiling = Ceiling(limits.max_batched_tokens, limits.max_running)
         self._lent = Lent(limits.max_batched_tokens, self._fair, self._parts)
         self._waiting = Waiting(
             self._space,
@@ -97,7 +102,7 @@ class Scheduler:
         self._seen = clock()
         self._finished = Rate(lambda: self._busy_s)
         self.num_preemptions = 0
-        """Sequences set back because pages ran out."""
+        """Sequences set back because pages ran out, or memory in a step."""
         self.num_displaced = 0
         """Sequences set back because what they held was another tenant's part."""
 
@@ -164,9 +169,10 @@ class Scheduler:
         """The next step. Its chunks hold at most max_batched_tokens tokens together."""
         self._pass_time()
         self._parts.look(self._seen)
+        self._ceiling.look(self._seen)
         preempted = self._grow()
         chunks = [Chunk(s, 1) for s in self._running if s.to_compute == 1]
-        budget = self._limits.max_batched_tokens - len(chunks)
+        budget = self._ceiling.tokens - len(chunks)
         step = Step(chunks, budget, self._lent.prompt_tokens)
         if len(chunks) < len(self._running):
             self._prefill(step)
@@ -190,6 +196,25 @@ class Scheduler:
         for sequence in drawn:
             sequence.ahead += 1
         self._fair.charge_outputs(sequence.tenant for sequence in drawn)
+
+    def shrink(self, chunks: list[Chunk]) -> bool:
+        """Memory ran out in a step of these chunks, and all steps before it have been read: for a
+        while the next ones hold at most half as much. Who has no place in them is set back, with
+        what it has computed in the tree. False: none could be smaller than this one."""
+        tokens = sum(chunk.length for chunk in chunks)
+        if not self._ceiling.lower(tokens, len(chunks), self._clock()):
+            return False
+        while len(self._running) > self._ceiling.rows:
+            victim = self._lent.youngest(self._running)
+            assert victim is not None, "somebody runs"
+            self._set_back(victim)
+            self.num_preemptions += 1
+        return True
+
+    @property
+    def most(self) -> tuple[int, int]:
+        """Tokens and sequences that the next step may hold."""
+        return self._ceiling.tokens, self._ceiling.rows
 
     def forget(self) -> None:
         """Empty the prefix tree of what nobody reads: a launched step that filled pages failed."""
@@ -263,7 +288,7 @@ class Scheduler:
 
     @property
     def _is_full(self) -> bool:
-        return len(self._running) >= self._limits.max_running
+        return len(self._running) >= self._ceiling.rows
 
     def _next(self, twins: Twins, step: Step) -> Sequence | None:
         """The next in line: of the tenant whose turn it is among those that may come in."""

@@ -182,7 +182,10 @@ class Runner(Protocol):
         """How many steps may be launched and not read: 1 or 2."""
         ...
 
-    def launch(self, chunks: list[Chunk]) -> Pending: ...
+    def launch(self, chunks: list[Chunk]) -> Pending:
+        """Raises OutOfMemory where a smaller step might be possible. Sequences, and what earlier
+        steps drew, are as they were; `recover` must come before the next launch."""
+        ...
 
     def prepare(self) -> bool:
         """Nothing else is to do: do a piece of what later steps would have to wait for. False:
@@ -193,6 +196,11 @@ class Runner(Protocol):
         """A step failed and nothing of it is wanted: make the next launch possible. Raises
         RunnerLost where that cannot be."""
         ...
+
+
+class OutOfMemory(Exception):
+    """A step took more memory than there is. Pages hold what they held but for the positions that
+    the step would have computed."""
 
 
 class RunnerLost(Exception):

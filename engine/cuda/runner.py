@@ -11,10 +11,12 @@ What a step reads of the step before it (tokens drawn, keys and values, block ta
 device and in stream order, so pages may be freed and lent again on the host while a step that reads
 them is in flight: whoever writes them next does so in a later step.
 
-A step that fails on the device takes the requests of its model along (loop.py). `recover` finds out
-whether the device still computes. A CUDA error other than lack of memory ends the process's context
-for good, in which case it says so by RunnerLost, and the engine ends with that reason; `sluice
-serve` then becomes another process (gateway/cli.py).
+A step that runs out of memory while it is enqueued is OutOfMemory: the loop reads the step before,
+whose tokens lie in the other half of each buffer, calls `recover`, and tries a smaller one. A step
+that fails otherwise takes the requests of its model along (loop.py). `recover` waits for the device
+and finds out whether it still computes. A CUDA error other than lack of memory ends the process's
+context for good, in which case it says so by RunnerLost, and the engine ends with that reason;
+`sluice serve` then becomes another process (gateway/cli.py).
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ from engine.cuda.layout import (
     shapes_ahead,
 )
 from engine.cuda.tables import Tables
-from engine.sequence import Chunk, RunnerLost, Sampled, Sequence
+from engine.sequence import Chunk, OutOfMemory, RunnerLost, Sampled, Sequence
+from engine.shortage import lacks_memory
 
 
 class Model(Protocol):
@@ -129,6 +132,7 @@ class GpuRunner:
             2 * self._most, dtype=torch.int32, pin_memory=device.type == "cuda"
         )
         self._drawn_at: dict[Sequence, int] = {}
+        self._alive = torch.zeros(1, device=device)
         self._half = 0
         on_gpu = device.type == "cuda"
         self._stream = torch.cuda.Stream(device) if on_gpu else None  # type: ignore[no-untyped-call]
@@ -137,9 +141,18 @@ class GpuRunner:
         ahead = shapes_ahead(max_running, max_tokens, prefixes=prefixes is not None, dense=dense)
         self._ahead = iter(ahead if on_gpu else ())
 
-    @torch.inference_mode()
     def launch(self, chunks: list[Chunk]) -> Launched:
-        """Enqueue a step. Raises what the device raises; the sequences are as they were."""
+        """Enqueue a step. Raises OutOfMemory, or what the device raises; the sequences are as they
+        were, and the step before can be read."""
+        try:
+            return self._enqueue(chunks)
+        except (MemoryError, RuntimeError) as error:
+            if lacks_memory(error):
+                raise OutOfMemory(_first_line(error)) from error
+            raise
+
+    @torch.inference_mode()
+    def _enqueue(self, chunks: list[Chunk]) -> Launched:
         if self._stream is not None:
             torch.cuda.set_stream(self._stream)
         half = self._half = 1 - self._half
@@ -208,7 +221,7 @@ class GpuRunner:
             if self._stream is not None:
                 torch.cuda.synchronize(self._device)
                 torch.cuda.empty_cache()
-            torch.ones(1, device=self._device).add_(1.0).item()
+            self._alive.add_(1.0).item()  # takes no memory: there may be none
         except RuntimeError as error:
             raise RunnerLost(
                 f"{self._device} does not compute any more ({_first_line(error)}); a CUDA error "

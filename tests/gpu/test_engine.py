@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine.contract import Call, Failed, Sampling, Trail
+from engine.contract import Call, Sampling, Trail
 from engine.engine import Engine
 from engine.lane import Lane
 from engine.scheduler import Limits
@@ -206,42 +206,6 @@ def test_two_models_together_answer_as_each_does(
     for prompt, answer in zip(asked, both[:12], strict=True):
         judge.hear(prompt, answer)
     judge.assert_greedy()
-
-
-def test_a_lack_of_memory_in_one_step_fails_its_requests_and_the_engine_goes_on(
-    reference: Reference, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from engine.cuda.model import TritonModel
-    from tests.support.gpu_lanes import gpu_lane
-
-    forward = TritonModel.forward
-    broken: list[str] = []
-
-    def breaking(self: TritonModel, *args: Any) -> torch.Tensor:
-        if broken:
-            raise torch.OutOfMemoryError(broken[-1])
-        return forward(self, *args)
-
-    monkeypatch.setattr(TritonModel, "forward", breaking)
-    (prompt,) = prompts(rng, 1)
-    lane = gpu_lane(reference.path, graphs=False)
-
-    async def run() -> list[list[int]]:
-        engine = Engine({"small": lane}, report=lambda *_: None)
-        engine.start()
-        try:
-            before = await tokens_of(engine, "small", prompt, 16)
-            broken.append("CUDA out of memory")
-            with pytest.raises(Failed, match="requests r"):
-                await tokens_of(engine, "small", prompt, 16)
-            broken.clear()
-            return [before, await tokens_of(engine, "small", prompt, 16)]
-        finally:
-            await engine.stop()
-
-    before, after = asyncio.run(run())
-    assert before == after
-    check(lane.tree)
 
 
 @pytest.fixture(autouse=True)

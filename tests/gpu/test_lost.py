@@ -34,7 +34,7 @@ def test_a_cuda_error_fails_its_requests_and_ends_the_engine_with_the_reason(
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
     )
-    assert "in a step of small, for requests r1" in done.stdout, done.stdout + done.stderr[-2000:]
+    assert "in a step of small, for request r1" in done.stdout, done.stdout + done.stderr[-2000:]
     assert "lost: cuda:0 does not compute any more" in done.stdout
     assert "The engine has stopped" in done.stdout.split("later: ")[1]
 

@@ -1,0 +1,19 @@
+"""Which errors of a step say that memory ran out, and nothing else is wrong.
+
+The allocator has a class for it. What asks the driver itself (a library's workspace, a kernel that
+is loaded, a graph) says so in words, as the CPU's allocator does. Whether the device still computes
+after that is found out by `Runner.recover`.
+"""
+
+from __future__ import annotations
+
+import torch
+
+SAID = ("out of memory", "can't allocate memory", "_STATUS_ALLOC_FAILED")
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether a smaller step might do what this one could not."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(said in str(error) for said in SAID)
