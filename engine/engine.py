@@ -30,8 +30,8 @@ from engine.request import Request, check, make_request
 from engine.sequence import Tokens
 
 TOKENISING_THREADS = 2
-LAST_STEP_S = 30.0
-"""How long `stop` waits for a step that has begun."""
+LAST_STEP_S = 4.0
+"""How long `stop` waits for a step that has begun. Who was waiting for it has been told."""
 
 
 class Engine:

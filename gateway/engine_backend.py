@@ -48,8 +48,12 @@ Progress = Callable[[str], None]
 class EngineBackend:
     """One engine thread and the models it holds. Started and stopped once."""
 
-    def __init__(self, engine: Engine, cards: Mapping[str, ModelCard]) -> None:
+    def __init__(
+        self, engine: Engine, cards: Mapping[str, ModelCard], *, device: str = "cpu"
+    ) -> None:
+        """`device`: the kind that it computes on, cpu or cuda."""
         self.engine = engine
+        self.device = device
         self.cards: Mapping[str, ModelCard] = dict(cards)
         self.answerers: Mapping[str, Answerer] = {name: engine.answerer(name) for name in cards}
 
@@ -76,14 +80,16 @@ class EngineBackend:
 def load_backend(settings: Settings, log: Log, progress: Progress) -> EngineBackend:
     """Load every configured model of the engine's kind. Raises CannotLoad."""
     use_threads(settings.engine.threads or _threads())
+    device = CPU
     try:
-        lanes = _load(settings, _device(settings, progress), progress)
+        device = _device(settings, progress)
+        lanes = _load(settings, device, progress)
     except NoDevice as error:
         if settings.engine.device != "auto":
             raise CannotLoad(f"engine.device: {error}") from error
         log.warning("engine", device="cpu", why=str(error))
         progress(f"falling back to the CPU: {error}")
-        lanes = _load(settings, CPU, progress)
+        device, lanes = CPU, _load(settings, CPU, progress)
     paths = own_models(settings)
     prints = {name: fingerprint(path) for name, path in paths.items()}
     cards = {
@@ -100,8 +106,8 @@ def load_backend(settings: Settings, log: Log, progress: Progress) -> EngineBack
         )
         for name, lane in lanes.items()
     }
-    report = _reporter(log)
-    return EngineBackend(Engine(lanes, clock=time.monotonic, report=report), cards)
+    engine = Engine(lanes, clock=time.monotonic, report=_reporter(log))
+    return EngineBackend(engine, cards, device=device.type)
 
 
 def _device(settings: Settings, progress: Progress) -> torch.device:

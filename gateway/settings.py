@@ -112,6 +112,11 @@ class Engine:
         "where it computes; shared: in the gateway's process; own: in a process of its own, which "
         "is started again when it ends; auto: own where a GPU may be used, else shared",
     )
+    step_timeout_s: float | None = _set(
+        None,
+        "process own: a model that is asked and computes nothing for longer hangs, and the process "
+        "is started again; unset: 600, on a GPU 120",
+    )
     threads: int | None = _set(None, "CPU threads of the engine; unset: the machine's cores")
     kv_memory_mib: int | None = _set(
         None, "memory for KV pages; unset: a share of what is free, on a GPU nearly all of it"

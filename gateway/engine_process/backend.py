@@ -13,9 +13,9 @@ Rejected: HTTP in several processes, each with caches of its own, or asking one 
 would pay for what only misses need. Shared memory with a ring: a frame a step over a socket is some
 10 KB and 30 µs, of milliseconds.
 
-When the process ends (killed, out of memory, its GPU lost), what it was answering fails with 500
-and the ids, what comes is refused with 503, caches and other models answer on, and it is started
-again, later and later if that does not help.
+When the process ends (killed, out of memory, its GPU lost), what it was answering fails with 500,
+each caller told its own id, what comes is refused with 503, caches and other models answer on, and
+it is started again, later and later if that does not help. One that hangs is killed (watch.py).
 """
 
 from __future__ import annotations
@@ -30,12 +30,13 @@ from dataclasses import replace
 from typing import Any
 
 from engine.answering import answerer_over
-from engine.contract import Answerer, AnswerError, Call, Failed, Overloaded, Trail, Usage
+from engine.contract import Answerer, AnswerError, Call, Failed, Overloaded, Trail
 from engine.mailbox import Mailbox
 from gateway.backend import CannotLoad
 from gateway.catalog import ModelCard
 from gateway.engine_process.frames import (
     Ask,
+    Beat,
     Cancel,
     FromEngine,
     Letters,
@@ -51,52 +52,23 @@ from gateway.engine_process.frames import (
     items_of,
 )
 from gateway.engine_process.spawn import Process
+from gateway.engine_process.ticket import Ticket
+from gateway.engine_process.watch import LOOK_EVERY_S, Bounds, Watch, step_bound
 from gateway.observe.logs import Log
 from gateway.observe.metrics import EngineState
 from gateway.settings import Settings
 
 BUILDER = "gateway.engine_backend:load_backend"
-LAST_STEP_S = 35.0
-"""How long the process may take to end: the engine waits 30 s for a step that has begun."""
+ENDING_S = 4.0
+"""How long the process may take to end, whose callers have all been told so. With a grace of 30 s
+and a step that hangs, the gateway is gone before a container's 40 s are over."""
 DYING_S = 5.0
 """The same, when its line has ended already."""
+LAST_LINES_S = 1.0
+"""To read what an ended process said last."""
 AGAIN_S = (0.0, 1.0, 2.0, 5.0, 15.0, 30.0)
 """Before it is started again, by how many starts there were since its last answer."""
 RETRY_AFTER_S = 5.0
-
-
-class Ticket:
-    """A call that the engine's process has. Its times are told with its first event."""
-
-    __slots__ = ("admitted", "arrival", "cut", "first_token", "id", "mailbox", "model", "number")
-
-    def __init__(self, number: int, model: str, id_: str, mailbox: Mailbox, arrival: float) -> None:
-        self.number = number
-        self.model = model
-        self.id = id_
-        self.mailbox = mailbox
-        self.arrival = arrival
-        self.admitted: float | None = None
-        self.first_token: float | None = None
-        self.cut = Usage(0, 0)
-
-    def computed(self) -> Usage:
-        """As its last letter says; nothing, where the process ended and nobody knows."""
-        return self.cut
-
-
-class _Line(asyncio.Protocol):
-    """Hands on what comes from one process."""
-
-    def __init__(self, came: Callable[[bytes], None], ended: Callable[[], None]) -> None:
-        self._came = came
-        self._ended = ended
-
-    def data_received(self, data: bytes) -> None:
-        self._came(data)
-
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - it is over
-        self._ended()
 
 
 class OwnProcess:
@@ -109,6 +81,7 @@ class OwnProcess:
         progress: Callable[[str], None],
         *,
         builder: str = BUILDER,
+        bounds: Bounds = Bounds(),  # noqa: B008 - frozen
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
@@ -118,6 +91,7 @@ class OwnProcess:
         self._log = log
         self._progress = progress
         self._builder = builder
+        self._bounds = bounds
         self._clock = clock
         self._numbers = itertools.count(1)
         self._tickets: dict[int, Ticket] = {}
@@ -129,6 +103,8 @@ class OwnProcess:
         self._over = asyncio.Event()
         self._starts = 0
         self._work: set[asyncio.Task[None]] = set()
+        self._device = ""
+        self._watch = Watch(clock, bounds)
         self._process = self._spawn()
         self.cards: Mapping[str, ModelCard] = self._load()
         self.answerers: Mapping[str, Answerer] = {
@@ -147,6 +123,7 @@ class OwnProcess:
 
     async def start(self) -> None:
         await self._attach()
+        self._do(self._look_after())
 
     async def stop(self) -> None:
         """The process lets what it has end within its grace, and ends."""
@@ -158,9 +135,10 @@ class OwnProcess:
         if self._transport is None or self._problem is not None:
             self._process.kill()
         self._send(Stop())
-        await asyncio.to_thread(self._process.reap, LAST_STEP_S)
+        await asyncio.to_thread(self._process.reap, ENDING_S)
         if self._transport is not None:
-            await self._over.wait()  # what it said last is still on the line
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._over.wait(), LAST_LINES_S)
 
     def states(self) -> Mapping[str, EngineState]:
         """As of a tenth of a second ago; calls on their way there count as waiting."""
@@ -223,6 +201,8 @@ class OwnProcess:
 
     def _take(self, message: FromEngine) -> None:
         match message:
+            case Beat():
+                pass  # `_attach` has heard it
             case Letters():
                 self._hand_out(message)
             case States():
@@ -233,7 +213,7 @@ class OwnProcess:
             case Progress():
                 self._progress(message.text)
             case Ready():
-                self._be_ready(message.cards)
+                self._be_ready(message)
             case Refused():
                 self._problem = message.text
             case Lost():
@@ -272,7 +252,7 @@ class OwnProcess:
         while messages := self._process.wait_for_messages():
             for message in messages:
                 if isinstance(message, Ready):
-                    self._problem = None
+                    self._problem, self._device = None, message.device
                     return message.cards
                 if isinstance(message, Refused):
                     self._process.reap(DYING_S)
@@ -283,9 +263,10 @@ class OwnProcess:
             '; what it said is in the log. Try engine.process = "shared".'
         )
 
-    def _be_ready(self, cards: Mapping[str, ModelCard]) -> None:
+    def _be_ready(self, ready: Ready) -> None:
         """It was started again. What callers, caches and prices know of the models must hold."""
-        if cards != self.cards:
+        self._device = ready.device
+        if ready.cards != self.cards:
             self._lost = (
                 "the models are not those that were served before: their files, or the memory for "
                 "them, have changed"
@@ -296,39 +277,54 @@ class OwnProcess:
         self._log.info("engine", what="its process serves again", pid=self.pid)
 
     async def _attach(self) -> None:
-        process = self._process
+        watch = self._watch = Watch(self._clock, self._bounds)
 
-        def came(piece: bytes) -> None:
-            for message in process.read(piece):
-                self._take(message)
+        def came(message: FromEngine) -> None:
+            watch.heard()
+            self._take(message)
 
-        loop = asyncio.get_running_loop()
-        transport, _ = await loop.create_unix_connection(
-            lambda: _Line(came, self._line_ended), sock=process.line
-        )
-        self._transport = transport
+        self._transport = await self._process.attach(came, self._line_ended)
 
     def _line_ended(self) -> None:
         self._transport = None
         tickets, self._tickets = list(self._tickets.values()), {}
-        ids = ", ".join(sorted(ticket.id for ticket in tickets))
         for ticket in tickets:
-            ticket.mailbox.put([self._failed(ids)])
+            ticket.mailbox.put([self._failed(ticket)])
         if self._stopping:
             self._over.set()
             return
         self._problem = self._problem or "the engine's process has ended and is being started again"
         self._states = {name: _none_of(state) for name, state in self._states.items()}
-        task = asyncio.create_task(self._start_again(ids))
+        self._do(self._start_again(", ".join(sorted(ticket.id for ticket in tickets))))
+
+    def _do(self, work: Coroutine[Any, Any, None]) -> None:
+        """Until it is done, or `stop`."""
+        task = asyncio.create_task(work)
         self._work.add(task)
         task.add_done_callback(self._work.discard)
 
-    def _failed(self, ids: str) -> AnswerError:
+    def _failed(self, ticket: Ticket) -> AnswerError:
+        """In its own words to each: who else was asking is no business of a tenant's (D27)."""
         if self._stopping:
             return Failed("The engine has stopped; try again when it is back.")
         return Failed(
-            f"The engine's process ended while it answered requests {ids}. It is being started "
-            "again; try again."
+            f"The engine's process ended while it answered request {ticket.id}. It is being "
+            "started again; try again."
+        )
+
+    async def _look_after(self) -> None:
+        """Kill what hangs. Its line is cut at once: who hangs in a driver may not end."""
+        while True:
+            await asyncio.sleep(LOOK_EVERY_S)
+            if self._transport is not None and (why := self._hangs()) is not None:
+                self._problem = why
+                self._process.kill()
+                self._transport.abort()
+
+    def _hangs(self) -> str | None:
+        step_s = step_bound(self._settings.engine.step_timeout_s, self._device)
+        return self._watch.look(
+            self._tickets.values(), self._states, step_s, loading=self._problem is not None
         )
 
     async def _start_again(self, ids: str) -> None:

@@ -3,6 +3,7 @@
     reader        the line ─▶ Ask ─▶ (thread: render, tokenise) ─▶ submit,  Cancel, Stop
     engine thread ─▶ one frame a step, on the line
     main thread   loads, then tells ten times a second what changed in the engine's figures
+    beat          every second, so that the gateway knows that this process runs (watch.py)
 
 There is no event loop here: between a call's frame and the engine's inbox stands one thread that
 tokenises. Texts are made here, too, by the engine thread, since stop strings end sequences: about
@@ -26,6 +27,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -37,6 +39,7 @@ from engine.request import Request
 from gateway.backend import CannotLoad
 from gateway.engine_process.frames import (
     Ask,
+    Beat,
     Begin,
     FromGateway,
     Letter,
@@ -60,6 +63,7 @@ if TYPE_CHECKING:
     from gateway.engine_backend import EngineBackend
 
 STATES_EVERY_S = 0.1
+BEAT_EVERY_S = 1.0
 LAST_WORDS_S = 2.0
 PIECE = 1 << 18
 
@@ -162,6 +166,7 @@ class Child:
 
     def run(self, build: Builder) -> int:
         threading.Thread(target=self._read, name="reader", daemon=True).start()
+        threading.Thread(target=self._beat, name="beat", daemon=True).start()
         settings = self._begin.get().settings
         log = build_relay(self._tell, settings.logs.level)
         try:
@@ -176,7 +181,7 @@ class Child:
         asyncio.run(backend.start())
         self._desk = Desk(backend, self._sender)
         self._sender.send(States(dict(backend.states())))
-        self._sender.send(Ready(dict(backend.cards)))
+        self._sender.send(Ready(dict(backend.cards), backend.device))
         lost = self._tell_states(backend)
         asyncio.run(backend.stop())
         if lost is not None:
@@ -203,6 +208,11 @@ class Child:
             if (problem := backend.problem()) is not None:
                 return problem
         return None
+
+    def _beat(self) -> None:
+        while True:
+            self._sender.send(Beat())
+            time.sleep(BEAT_EVERY_S)
 
     def _read(self) -> None:
         """The reader's thread, to the end of the line and of this process."""

@@ -2,6 +2,7 @@
 
     gateway   Begin   Ask, Cancel …                                              Stop
     child             Told, Progress …  Ready   Letters, States, Told …          (end of line)
+                      Beat, every second, from the first to the last
 
 The line is one end of a socket pair, so nobody else can write to it. A message is a frame: its
 length in four bytes, then MessagePack. msgspec decodes it straight into the contract's own
@@ -79,7 +80,14 @@ class Progress(Message, frozen=True):
 
 
 class Ready(Message, frozen=True):
+    """`device`: the kind that it computes on, cpu or cuda."""
+
     cards: dict[str, ModelCard]
+    device: str
+
+
+class Beat(Message, frozen=True):
+    """The process runs, whatever its engine does."""
 
 
 class Refused(Message, frozen=True):
@@ -136,7 +144,7 @@ class Letters(Message, frozen=True):
 
 
 FromGateway: TypeAlias = Begin | Ask | Cancel | Stop
-FromEngine: TypeAlias = Progress | Ready | Refused | Told | States | Lost | Letters
+FromEngine: TypeAlias = Beat | Progress | Ready | Refused | Told | States | Lost | Letters
 
 _ERRORS: dict[str, type[AnswerError]] = {
     error.__name__: error for error in (BadCall, DeadlineExceeded, Failed, Overloaded)

@@ -7,6 +7,7 @@ is open here, and finds its packages where this process does.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import socket
@@ -25,6 +26,8 @@ BOOT = (
     "from gateway.engine_process.child import main; sys.exit(main(int(sys.argv[2]), sys.argv[3]))"
 )
 MOST_WORDS = 2_000
+KILLED_S = 3.0
+"""How long the system may take to end a process that was killed, and its use of a GPU."""
 
 
 class Process:
@@ -67,6 +70,19 @@ class Process:
                 return messages
         return []
 
+    async def attach(
+        self, came: Callable[[FromEngine], None], ended: Callable[[], None]
+    ) -> asyncio.Transport:
+        """Let the running event loop read the line, and write to it."""
+
+        def read(piece: bytes) -> None:
+            for message in self.read(piece):
+                came(message)
+
+        loop = asyncio.get_running_loop()
+        transport, _ = await loop.create_unix_connection(lambda: _Line(read, ended), sock=self.line)
+        return transport
+
     def kill(self) -> None:
         """At once. Harmless when it has ended."""
         self._process.kill()
@@ -76,11 +92,14 @@ class Process:
         self.line.close()
 
     def reap(self, patience_s: float) -> str:
-        """Wait for its end, then make one; how it ended, in words. Blocks."""
+        """Wait for its end, then make one; how it ended, in words. Blocks, but not for good: who
+        hangs in a driver may not even be killed."""
         with suppress(subprocess.TimeoutExpired):
             return _how(self._process.wait(patience_s))
         self.kill()
-        return _how(self._process.wait())
+        with suppress(subprocess.TimeoutExpired):
+            return _how(self._process.wait(KILLED_S))
+        return f"process {self.pid} was killed and has not ended; its driver may hang"
 
     def _piece(self) -> bytes:
         try:
@@ -95,6 +114,20 @@ class Process:
             for line in lines:
                 if text := line.decode("utf-8", "replace").rstrip():
                     said(text[:MOST_WORDS])
+
+
+class _Line(asyncio.Protocol):
+    """Hands on what comes from one process."""
+
+    def __init__(self, came: Callable[[bytes], None], ended: Callable[[], None]) -> None:
+        self._came = came
+        self._ended = ended
+
+    def data_received(self, data: bytes) -> None:
+        self._came(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - it is over
+        self._ended()
 
 
 def _how(status: int) -> str:

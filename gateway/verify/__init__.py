@@ -59,6 +59,7 @@ def _finite(settings: Settings) -> Iterator[Finding]:
     tables: list[tuple[Key, Any]] = [(("server",), settings.server)]
     tables += [(("cache", "exact"), settings.exact), (("cache", "semantic"), settings.semantic)]
     tables += [(("cascade",), settings.cascade), (("ledger",), settings.ledger)]
+    tables += [(("engine",), settings.engine)]
     tables += [(("models", name), model) for name, model in settings.models.items()]
     tables += [(("tenants", index), tenant) for index, tenant in enumerate(settings.tenants)]
     for key, table in tables:
@@ -75,7 +76,7 @@ def _numbers(settings: Settings) -> Iterator[Finding]:
                                      "head_timeout_s", "body_timeout_s", "keep_alive_s",
                                      "heartbeat_s")),
         ("engine", settings.engine, ("threads", "kv_memory_mib", "page_size", "max_batched_tokens",
-                                     "max_running", "max_waiting")),
+                                     "max_running", "max_waiting", "step_timeout_s")),
         ("cache.exact", settings.exact, ("ttl_s", "memory_bytes", "max_bytes",
                                           "scope_bytes", "patience_s")),
         ("cache.semantic", settings.semantic, ("ttl_s", "min_evidence", "max_entries",

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,31 @@ def test_an_engine_that_is_killed_costs_its_requests_and_no_others(
     assert own.alive
     assert own.post(chat(question())).status == 200
     own.wait_idle()
+
+
+def test_an_engine_that_is_stopped_is_replaced_and_keeps_no_shutdown_waiting(
+    own: Program, models: Models, question: Callable[[], str]
+) -> None:
+    streams = [begun(own, models.long(question(), stream=True)) for _ in range(4)]
+    engine = engine_of(own)
+    os.kill(engine, signal.SIGSTOP)
+    wait_until(lambda: own.get("/readyz").status == 503, "it is noticed", 90.0)
+    cut = []
+    for connection in streams:
+        with connection:
+            cut.append(read_reply(connection))
+    ids = [reply.headers["x-request-id"] for reply in cut]
+    for reply, own_id in zip(cut, ids, strict=True):
+        message = reply.events[-1]["error"]["message"]
+        assert [one for one in ids if one in message] == [own_id]
+    wait_until(lambda: own.get("/readyz").status == 200, "it is ready again")
+    assert own.post(chat(question())).status == 200
+    os.kill(engine_of(own), signal.SIGSTOP)
+    began = time.monotonic()
+    own.signal(signal.SIGTERM)
+    assert own.wait() == 0, own.logged()[-4000:]
+    assert time.monotonic() - began < 20.0
+    own.start()
 
 
 def test_at_sigterm_streams_end_well_and_both_processes_are_gone(

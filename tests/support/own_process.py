@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable
 
@@ -56,6 +57,15 @@ def fail(chunks: list[Chunk]) -> None:
 
 def _reporting(log: Log) -> Callable[[str, BaseException], None]:
     return lambda what, error: log.error("engine", what=what, exc_info=error)
+
+
+def hanging(settings: Settings, log: Log, progress: Progress) -> EngineBackend:
+    """stuck: its steps never end. long: they take two seconds."""
+    stuck = fake_lane("stuck", runner=KvRunner(64, 4, lambda _: threading.Event().wait()))
+    long = fake_lane("long", runner=KvRunner(64, 4, lambda _: time.sleep(2.0)))
+    lanes = [fake_lane("small"), stuck, long]
+    engine = Engine({lane.name: lane for lane in lanes}, report=_reporting(log))
+    return EngineBackend(engine, {lane.name: ModelCard(lane.name, "0" * 8) for lane in lanes})
 
 
 def changing(settings: Settings, log: Log, progress: Progress) -> EngineBackend:

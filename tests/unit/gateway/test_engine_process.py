@@ -32,7 +32,9 @@ from engine.contract import (
 from engine.engine import Engine
 from gateway.backend import CannotLoad
 from gateway.engine_process.backend import OwnProcess
+from gateway.engine_process.watch import Bounds
 from gateway.observe.logs import LineWriter, build_log
+from gateway.settings import Engine as EngineSettings
 from gateway.settings import Settings
 from tests.support.engines import Answered, ask, chat
 from tests.support.own_process import FAKES, good
@@ -55,10 +57,17 @@ class House:
         return await ask(self.process.answerers[model], call, trail)
 
 
-def load(builder: str, told: Callable[[str], None] = lambda _: None) -> House:
+def load(
+    builder: str,
+    told: Callable[[str], None] = lambda _: None,
+    *,
+    engine: EngineSettings = EngineSettings(),  # noqa: B008 - frozen
+    bounds: Bounds = Bounds(),  # noqa: B008 - frozen
+) -> House:
     lines = BytesIO()
     log = build_log(LineWriter(lines, every_s=0.01), "info", as_json=True)
-    return House(OwnProcess(Settings(), log, told, builder=builder), lines)
+    settings = Settings(engine=engine)
+    return House(OwnProcess(settings, log, told, builder=builder, bounds=bounds), lines)
 
 
 async def until(holds: Callable[[], object], what: str) -> None:
@@ -252,10 +261,55 @@ async def outlive(house: House, end: Callable[[], object]) -> list[Answered | Ba
 async def test_a_killed_process_fails_its_requests_and_is_started_again(house: House) -> None:
     got = await outlive(house, lambda: os.kill(house.process.pid, signal.SIGKILL))
     assert {type(error) for error in got} == {Failed}
-    assert all(name in str(got[0]) for name in ["begun", *(f"w{at}" for at in range(5))])
+    asked = ["begun", *(f"w{at}" for at in range(5))]
+    for error, own in zip(got, asked, strict=True):  # and nobody else's, who may be a stranger
+        assert [name for name in asked if name in str(error)] == [own]
     assert "try again" in str(got[0])
+    (line,) = [one for one in house.logged() if one.get("how") == "signal SIGKILL"]
+    assert str(line["requests"]).split(", ") == sorted(asked)
     assert house.process.states()["slow"].running == 0
-    assert [one["how"] for one in house.logged() if "how" in one][-1] == "signal SIGKILL"
+
+
+async def test_a_stopped_process_is_noticed_and_another_started() -> None:
+    bounds = Bounds(silent_s=3.0)
+    one = await asyncio.to_thread(load, FAKES, bounds=bounds)
+    await one.process.start()
+    await asyncio.sleep(2 * bounds.silent_s)  # an idle one beats
+    began = time.monotonic()
+    got = await outlive(one, lambda: os.kill(one.process.pid, signal.SIGSTOP))
+    assert {type(error) for error in got} == {Failed}
+    assert time.monotonic() - began < PATIENCE_S
+    (line,) = [one for one in one.logged() if "how" in one]
+    assert (line["how"], "nothing came" in str(line["why"])) == ("signal SIGKILL", True)
+    await one.process.stop()
+
+
+async def test_a_step_that_never_ends_is_noticed_and_a_long_one_waited_for() -> None:
+    one = await asyncio.to_thread(
+        load,
+        "tests.support.own_process:hanging",
+        engine=EngineSettings(step_timeout_s=4.0),
+        bounds=Bounds(silent_s=1.5),
+    )
+    await one.process.start()
+    pid = one.process.pid
+    assert (await one.ask(chat("Hello", max_tokens=4), "long")).text()  # 8 s, 2 a step
+    assert one.process.pid == pid
+    with pytest.raises(Failed, match="request mine"):
+        await one.ask(chat("Hello"), "stuck", Trail("mine"))
+    assert "hangs" in str(one.process.problem())
+    await until(lambda: one.process.problem() is None, "it serves again")
+    assert (await one.ask(chat("Hello"))).text()
+    (line,) = [one for one in one.logged() if "how" in one]
+    assert "a step of stuck hangs" in str(line["why"])
+    task = asyncio.create_task(one.ask(chat("Hello"), "stuck"))
+    await asyncio.sleep(0.2)
+    began = time.monotonic()
+    await one.process.stop()
+    assert time.monotonic() - began < 8.0  # a drain's 30 s, and this, are less than 40
+    with pytest.raises(Failed, match="has stopped"):
+        await task
+    assert not runs(one.process.pid)
 
 
 async def test_a_lost_device_takes_only_the_engines_process_along(house: House) -> None:
