@@ -82,6 +82,7 @@ class Lesson(msgspec.Struct, frozen=True, array_like=True, tag=True):
     asked: bytes
     served: int
     expected: float
+    scope: str = ""
 
 
 class Summary(msgspec.Struct, frozen=True, array_like=True):

@@ -47,14 +47,18 @@ class SqliteArchive:
         path: Path,
         scope_bytes: int,
         max_namespaces: int = 500,
+        max_bytes: int = 1 << 30,
         *,
         clock: Clock = time.time,
         on_event: OnEvent = lambda _text: None,
         queue_bytes: int = _QUEUE_BYTES,
         sweep_every_s: float = SWEEP_EVERY_S,
     ) -> None:
-        """`scope_bytes` and `max_namespaces` bound what each scope may keep."""
-        self._file = ArchiveFile(path, scope_bytes, max_namespaces, clock=clock, on_event=on_event)
+        """`scope_bytes` and `max_namespaces` bound what each room may keep (cache/who.py),
+        `max_bytes` the whole."""
+        self._file = ArchiveFile(
+            path, scope_bytes, max_bytes, max_namespaces, clock=clock, on_event=on_event
+        )
         self._on_event = on_event
         self._queue_bytes = queue_bytes
         self._sweep_every_s = sweep_every_s

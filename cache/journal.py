@@ -74,6 +74,7 @@ class Journal:
                 asked=_packed(np.array(since.asked)),
                 served=since.served,
                 expected=since.expected,
+                scope=self.origin.scope,
             )
         )
 

@@ -185,9 +185,8 @@ def build_keeper(settings: SemanticCache, log: Log) -> Keeper | None:
 def _archive(settings: SemanticCache, log: Log) -> Archive:
     if settings.store.startswith("sqlite:///"):
         path = Path(settings.store.removeprefix("sqlite:///"))
-        return SqliteArchive(
-            path, settings.scope_bytes, settings.max_namespaces, on_event=log.warning
-        )
+        bounds = (settings.scope_bytes, settings.max_namespaces, settings.max_bytes)
+        return SqliteArchive(path, *bounds, on_event=log.warning)
     # The client library is an optional dependency.
     from cache.archive_redis import RedisArchive  # noqa: PLC0415
     from cache.store.redis_line import RedisLine  # noqa: PLC0415

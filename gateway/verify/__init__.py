@@ -81,7 +81,7 @@ def _numbers(settings: Settings) -> Iterator[Finding]:
                                           "scope_bytes", "patience_s")),
         ("cache.semantic", settings.semantic, ("ttl_s", "min_evidence", "max_entries",
                                                "max_per_user", "max_namespaces",
-                                               "total_namespaces", "scope_bytes")),
+                                               "total_namespaces", "max_bytes", "scope_bytes")),
         ("limits", settings.limits, ("patience_s",)),
         ("ledger", settings.ledger, ("save_s", "minute_days", "hour_days", "day_days",
                                      "journal_bytes")),

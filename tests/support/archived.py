@@ -70,6 +70,7 @@ def lesson(
         asked=np.zeros(2, np.float32).tobytes(),
         served=1,
         expected=0.1,
+        scope=SCOPE,
     )
 
 

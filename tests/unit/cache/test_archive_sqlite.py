@@ -9,10 +9,11 @@ import sqlite3
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from cache import archive_file
-from cache.archive import KEPT_TAIL, LIFE_S, Erasure, Lesson
+from cache.archive import KEPT_TAIL, LIFE_S, Erasure, Kept, Lesson
 from cache.archive_sqlite import SqliteArchive
 from cache.store.base import StoreFault
 from cache.store.sqlite_open import integrity
@@ -188,6 +189,73 @@ async def test_of_a_scope_the_namespaces_that_learnt_last_are_remembered(tmp_pat
     await again.close()
     assert {one.namespace for one in told} == {namespace(3), namespace(4)}
     assert len(told) == 4
+
+
+def bytes_on_disk(folder: Path) -> int:
+    return sum(part.stat().st_size for part in folder.glob("semantic.db*"))
+
+
+async def test_made_up_users_fill_their_tenants_room_and_the_whole_is_bounded(
+    tmp_path: Path,
+) -> None:
+    """Also in rows beside the questions, of tags and of what was learnt."""
+    path, words = tmp_path / "semantic.db", "word " * 200
+    archive = SqliteArchive(path, 400_000, 500, 1_000_000, clock=FakeClock(), sweep_every_s=0.2)
+    await archive.open()
+    for key in range(20):
+        await archive.keep(kept(key, scope="tenant:quiet", owner="quiet"))
+    for key in range(2000):
+        tenant = f"loud{key % 4}"
+        owner, tags = f"{tenant}/evil{key}", tuple(f"{tag}".rjust(128, "x") for tag in range(5))
+        scope = f"user:{owner}"
+        await archive.keep(kept(key, scope=scope, owner=owner, words=words, tags=tags))
+        learnt = lesson(key, space=key)
+        await archive.teach(msgspec.structs.replace(learnt, scope=scope, asked=b"x" * 2000))
+        if key % 100 == 0:
+            await archive.flush()
+    await archive.close()
+    again = SqliteArchive(path, 400_000, 500, 1_000_000, clock=FakeClock())
+    await again.open()
+    assert await keys_of(again, "tenant:quiet") == list(range(20))
+    loud = [one for one in await loaded(again) if isinstance(one, Kept) and one.owner[:4] == "loud"]
+    await again.close()
+    assert len(loud) > 20
+    assert {one.owner.partition("/")[0] for one in loud} == {f"loud{n}" for n in range(4)}
+    # Pages freed are used again and stay in the file: it is as large as it was at its largest.
+    assert bytes_on_disk(tmp_path) < 4_000_000
+
+
+async def test_in_a_tenants_room_the_user_who_holds_most_loses(tmp_path: Path) -> None:
+    archive = SqliteArchive(tmp_path / "semantic.db", 60_000, clock=FakeClock())
+    await archive.open()
+    await archive.keep(kept(1, owner="shop/good"))
+    for key in range(2, 300):
+        await archive.keep(kept(key, owner="shop/evil", words="word " * 50))
+    await archive.flush()
+    left = await keys_of(archive)
+    await archive.close()
+    assert left[0] == 1
+    assert 20 < len(left) < 100
+    assert left[1:] == list(range(301 - len(left), 300))
+
+
+async def test_what_was_learnt_takes_half_of_the_whole_the_largest_room_losing(
+    tmp_path: Path,
+) -> None:
+    archive = SqliteArchive(tmp_path / "semantic.db", ROOM, 500, 20_000, clock=FakeClock())
+    await archive.open()
+    for number in range(10):
+        await archive.sum_up(
+            msgspec.structs.replace(summary(space=number, at=900.0 + number), blob=b"x" * 2000)
+        )
+    quiet = msgspec.structs.replace(summary(space=99, at=1.0), scope="tenant:quiet")
+    await archive.sum_up(quiet)
+    await archive.close()
+    again = SqliteArchive(tmp_path / "semantic.db", ROOM, 500, 20_000, clock=FakeClock())
+    await again.open()
+    spaces = {one.namespace for one in await loaded(again)}
+    await again.close()
+    assert spaces == {namespace(number) for number in (6, 7, 8, 9, 99)}
 
 
 async def test_a_busy_archive_is_swept_too(tmp_path: Path) -> None:
