@@ -225,11 +225,10 @@ class OwnProcess:
             ticket = self._tickets.get(letter.number)
             if ticket is None:
                 continue
-            if letter.first_token is not None:
-                ticket.admitted, ticket.first_token = letter.admitted, letter.first_token
+            ticket.read(letter)
             if letter.usage is not None:
                 del self._tickets[letter.number]
-                self._starts, ticket.cut = 0, letter.usage
+                self._starts = 0
             ticket.mailbox.put(items_of(letter))
 
     # ------------------------------------------------------------------------------ birth and death

@@ -144,7 +144,7 @@ class Desk:
         return True
 
     def _letter(self, slot: Slot, items: list[Item]) -> Letter:
-        times: tuple[float | None, float | None] = (None, None)
+        times: tuple[float | None, float | None] | None = None
         if slot.request is not None and not slot.told:
             slot.told = True
             times = slot.request.admitted, slot.request.first_token

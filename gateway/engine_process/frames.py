@@ -126,7 +126,7 @@ class Wrong(Message, frozen=True):
 class Letter(Message, frozen=True, omit_defaults=True):
     """What became of one call: its texts before its ends, which keeps each choice's order. The last
     of it has its `usage`; with an `error`, that is what was computed of an answer that was cut. The
-    times are told once, with the first letter."""
+    times, and `begun`, what was computed by then, are told once, with the first letter."""
 
     number: int
     deltas: list[Delta] = []
@@ -135,6 +135,7 @@ class Letter(Message, frozen=True, omit_defaults=True):
     error: Wrong | None = None
     admitted: float | None = None
     first_token: float | None = None
+    begun: Usage | None = None
 
 
 class Letters(Message, frozen=True):
@@ -155,10 +156,10 @@ def letter(
     number: int,
     items: list[Item],
     cut: Callable[[], Usage],
-    times: tuple[float | None, float | None] = (None, None),
+    times: tuple[float | None, float | None] | None = None,
 ) -> Letter:
-    """One call's part of a step. `cut`: what was computed, asked where an error ends it. `times`:
-    when it was admitted, and when its first token came."""
+    """One call's part of a step. `cut`: what was computed, asked where an error ends it, and with
+    the first. `times`, with the first: when it was admitted, and when its first token came."""
     usage, error = None, None
     last = items[-1]
     if isinstance(last, AnswerError):
@@ -171,7 +172,8 @@ def letter(
         [item for item in items if isinstance(item, Finish)],
         usage,
         error,
-        *times,
+        *(times or (None, None)),
+        None if times is None else cut(),
     )
 
 

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 
@@ -268,6 +268,29 @@ async def test_a_killed_process_fails_its_requests_and_is_started_again(house: H
     (line,) = [one for one in house.logged() if one.get("how") == "signal SIGKILL"]
     assert str(line["requests"]).split(", ") == sorted(asked)
     assert house.process.states()["slow"].running == 0
+
+
+async def test_what_a_killed_process_had_sent_is_paid_for(house: House) -> None:
+    call = chat("Something to say at some length", max_tokens=200, n=2)
+    whole = await house.ask(replace(call, max_tokens=1), "slow")
+    trail, tokens = Trail("cut"), 0
+
+    async def listen() -> None:
+        nonlocal tokens
+        async for event in house.process.answerers["slow"](call, trail):
+            if isinstance(event, Delta):
+                tokens += len(event.token_ids)
+                if tokens > 10:
+                    os.kill(house.process.pid, signal.SIGKILL)
+
+    with pytest.raises(Failed, match="process ended"):
+        await listen()
+    (waste,) = trail.wasted
+    assert waste.usage.prompt_tokens == whole.usage.prompt_tokens > 0
+    assert waste.usage.completion_tokens == tokens > 10
+    assert waste.usage.cached_tokens <= whole.usage.prompt_tokens
+    assert waste.usage.computed_tokens >= tokens
+    await until(lambda: house.process.problem() is None, "it serves again")
 
 
 async def test_a_stopped_process_is_noticed_and_another_started() -> None:
