@@ -54,7 +54,8 @@ from cache.entry import Labels
 from cache.key import family_of
 from cache.store.base import Clock, StoreFault
 from cache.store.feed import TRUST_S, Feed, Topic
-from cache.store.redis_line import Command, RedisLine, is_refusal
+from cache.store.redis_client import Command, is_refusal
+from cache.store.redis_line import RedisLine
 
 LINGER_S: Final = 0.01
 RECENT_S: Final = 5.0

@@ -30,8 +30,8 @@ import msgspec
 from cache.archive import KEPT_TAIL, LIFE_S, Kept, Lesson, Summary
 from cache.entry import Labels
 from cache.key import FAMILY_BYTES
+from cache.store.redis_client import Command
 from cache.store.redis_index import FORGET
-from cache.store.redis_line import Command
 
 PREFIX: Final = b"sluice:1:s:"
 INDICES: Final = PREFIX + b"{*}:i"

@@ -30,8 +30,9 @@ import msgspec
 
 from cache.replay import pack_body, unpack_body
 from cache.store.base import StoreFault
+from cache.store.redis_client import Command, is_refusal
 from cache.store.redis_index import Family, member_of
-from cache.store.redis_line import Command, RedisLine, is_refusal
+from cache.store.redis_line import RedisLine
 from engine.contract import Burst, Delta, Directives, End, Event, Finish, Start, Usage
 
 BEAT_S: Final = 0.3

@@ -42,7 +42,8 @@ from typing import Any, Final, Generic, TypeAlias, TypeVar
 import msgspec
 
 from cache.store.base import StoreFault
-from cache.store.redis_line import Command, RedisLine, is_refusal
+from cache.store.redis_client import Command, is_refusal
+from cache.store.redis_line import RedisLine
 
 TRUST_S: Final = 0.8
 BLOCK_S: Final = 0.2

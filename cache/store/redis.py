@@ -38,8 +38,9 @@ from cache.replay import OBJECT_BYTES, Recording
 from cache.store import redis_index as index
 from cache.store.base import Clock, Labels, StoreFault, StoreLate, StoreStats, Which
 from cache.store.purge_feed import PurgeFeed
+from cache.store.redis_client import Command, is_refusal
 from cache.store.redis_index import Family
-from cache.store.redis_line import Command, RedisLine, is_refusal
+from cache.store.redis_line import RedisLine
 
 SCOPE_BYTES: Final = 256 << 20
 ENTRY_BYTES: Final = 1 << 20

@@ -34,7 +34,7 @@ from cache.key import FAMILY_BYTES
 from cache.replay import Recording, decode, encode
 from cache.store.base import Labels
 from cache.store.memory import MAX_USES
-from cache.store.redis_line import Command
+from cache.store.redis_client import Command
 
 PREFIX: Final = b"sluice:1:"
 ROW_BYTES: Final = 400

@@ -42,29 +42,20 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
-from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import ResponseError
-
 from cache.store.base import StoreAway, StoreFault, StoreLate
 from cache.store.breaker import Breaker
 from cache.store.lag import Lag
+from cache.store.redis_client import STRAGGLER_S, Client, Command, close, connect, round_trip
 from engine.contract import Answer, Answerer, Call, Trail
 
 PATIENCE_S: Final = 0.025
 WORK_S: Final = 1.0
 """For what nobody waits for: writes, purges. Never less than what a request has."""
-STRAGGLER_S: Final = 1.0
 PATIENT_CONNECTIONS: Final = 256
 _TURNS: Final = 4
 """From a socket that can be read to a task that is done."""
-CLUSTER: Final = "+cluster"
-"""`redis+cluster://…` names one node of a Redis Cluster."""
 
-Command: TypeAlias = tuple[bytes | str | int | float, ...]
 OnEvent: TypeAlias = Callable[[str], None]
-Client: TypeAlias = Redis | RedisCluster
 
 
 @dataclass(slots=True)
@@ -77,23 +68,6 @@ class _Purse:
 
 _purse: ContextVar[_Purse | None] = ContextVar("patience with Redis", default=None)
 """Set by `begin_request`. A context variable has to be made once: contexts never forget one."""
-
-
-def connect(url: str, connections: int) -> Client:
-    """A client that has not connected yet, without the library's retries and timeouts."""
-    options: dict[str, Any] = {
-        "protocol": 2,
-        "retry": Retry(NoBackoff(), 0),
-        "socket_timeout": None,
-        "socket_connect_timeout": STRAGGLER_S,
-    }
-    if CLUSTER in url:
-        plain = url.replace(CLUSTER, "", 1)
-        return RedisCluster.from_url(plain, max_connections=connections, **options)
-    pool = BlockingConnectionPool.from_url(
-        url, max_connections=connections, timeout=None, **options
-    )
-    return Redis.from_pool(pool)
 
 
 class RedisLine:
@@ -147,8 +121,8 @@ class RedisLine:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await _close(self._client)
-        await _close(self._patient)
+        await close(self._client)
+        await close(self._patient)
         self._client = self._patient = None
 
     def before_close(self, finish: Callable[[], Awaitable[None]]) -> None:
@@ -202,7 +176,7 @@ class RedisLine:
             raise StoreFault("The line to Redis is not open.")
         try:
             async with asyncio.timeout(timeout_s):
-                return await _pipeline(self._patient, commands)
+                return await round_trip(self._patient, commands)
         except Exception as error:
             raise StoreFault(f"Redis failed: {str(error) or type(error).__name__}.") from error
 
@@ -240,7 +214,7 @@ class RedisLine:
         lag = Lag(timeout_s, self._clock)
         try:
             async with asyncio.timeout(timeout_s):
-                return await _pipeline(self._require_open(), commands)
+                return await round_trip(self._require_open(), commands)
         except Exception as error:
             if isinstance(error, TimeoutError) and lag.stop() <= timeout_s / 2:
                 raise self._late(f"No answer from Redis within {timeout_s:g} s.") from error
@@ -250,7 +224,7 @@ class RedisLine:
 
     async def _exchange(self, commands: tuple[Command, ...]) -> list[Any]:
         async with asyncio.timeout(self._straggler_s):
-            return await _pipeline(self._require_open(), commands)
+            return await round_trip(self._require_open(), commands)
 
     def _end_call(self, call: asyncio.Task[list[Any]]) -> None:
         self._calls.discard(call)
@@ -312,20 +286,6 @@ async def _turns(call: asyncio.Task[list[Any]]) -> None:
         await asyncio.sleep(0)
 
 
-async def _close(client: Client | None) -> None:
-    if client is not None:
-        with suppress(Exception):  # nothing is left to be saved
-            await client.aclose()
-
-
-async def _pipeline(client: Client, commands: tuple[Command, ...]) -> list[Any]:
-    pipeline = client.pipeline(transaction=False)
-    for command in commands:
-        pipeline.execute_command(*command)
-    replies: list[Any] = await pipeline.execute(raise_on_error=False)
-    return replies
-
-
 class WithPatience:
     """Gives each request its purse. Goes around the outermost layer that may ask Redis; a plain
     function call, so it costs nothing an event."""
@@ -337,8 +297,3 @@ class WithPatience:
     def __call__(self, call: Call, trail: Trail) -> Answer:
         self._line.begin_request()
         return self._inner(call, trail)
-
-
-def is_refusal(reply: object) -> bool:
-    """Whether Redis answered this command with an error."""
-    return isinstance(reply, ResponseError)

@@ -13,7 +13,8 @@ from cache.archive import Dropped, Erasure, Kept, Lesson, Lost, News, Summary
 from cache.archive_redis import RedisArchive
 from cache.archive_redis_index import ROW_BYTES, Family
 from cache.store.base import StoreFault
-from cache.store.redis_line import CLUSTER, RedisLine
+from cache.store.redis_client import CLUSTER
+from cache.store.redis_line import RedisLine
 from tests.support.archived import kept, keys_of, lesson, loaded, namespace, summary
 from tests.support.recordings import FakeClock
 from tests.support.redis_server import RedisServer, running_redis

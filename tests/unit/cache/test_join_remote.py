@@ -18,8 +18,9 @@ from cache.key import key_of
 from cache.shared_log import FIRST_S, FlightNames, LogLost, Windows, read_log
 from cache.store.base import StoreFault
 from cache.store.breaker import Breaker
+from cache.store.redis_client import Command
 from cache.store.redis_index import Family
-from cache.store.redis_line import Command, RedisLine
+from cache.store.redis_line import RedisLine
 from engine.contract import (
     AnswerError,
     CacheStatus,

@@ -10,8 +10,8 @@ import pytest
 from cache.key import key_of
 from cache.replay import encode
 from cache.store.base import StoreFault, Which
+from cache.store.redis_client import CLUSTER
 from cache.store.redis_index import INDICES, ROW_BYTES, Family, member_of, pack_entry
-from cache.store.redis_line import CLUSTER
 from tests.support.recordings import call_of, key_number, recording_of
 from tests.support.redis_server import RedisServer, running_redis
 from tests.support.shared import Stack, stack_of, stacks

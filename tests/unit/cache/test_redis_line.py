@@ -17,14 +17,8 @@ from redis.exceptions import ResponseError
 
 from cache.store.base import StoreAway, StoreFault
 from cache.store.breaker import Breaker
-from cache.store.redis_line import (
-    STRAGGLER_S,
-    WORK_S,
-    Command,
-    RedisLine,
-    WithPatience,
-    is_refusal,
-)
+from cache.store.redis_client import STRAGGLER_S, Command, is_refusal
+from cache.store.redis_line import WORK_S, RedisLine, WithPatience
 from engine.contract import Answer, Call, Trail
 from tests.support.recordings import FakeClock, Inner, call_of, hear
 from tests.support.redis_server import RedisServer
@@ -40,31 +34,48 @@ class FakeClient:
         self.answer: Callable[[Command], Any] = lambda command: b"reply to " + str(command).encode()
         self.batches: list[list[Command]] = []
         self.closed = False
+        self.response_callbacks: dict[str, Any] = {}
 
-    def pipeline(self, transaction: bool) -> FakePipeline:
-        assert not transaction
-        return FakePipeline(self)
+    @property
+    def connection_pool(self) -> FakeClient:
+        return self
+
+    async def get_connection(self) -> FakeConnection:
+        return FakeConnection(self)
+
+    async def release(self, connection: FakeConnection) -> None:
+        """A connection whose replies were not all read must not be given to anybody else."""
+        assert connection.is_cut or not connection.unread
 
     async def aclose(self) -> None:
         self.closed = True
 
 
-class FakePipeline:
+class FakeConnection:
     def __init__(self, client: FakeClient) -> None:
         self._client = client
-        self._commands: list[Command] = []
+        self.unread: list[Command] = []
+        self.is_cut = False
 
-    def execute_command(self, *command: bytes | str | int | float) -> None:
-        self._commands.append(command)
+    def pack_commands(self, commands: tuple[Command, ...]) -> list[Command]:
+        return list(commands)
 
-    async def execute(self, raise_on_error: bool) -> list[Any]:
-        assert not raise_on_error
-        self._client.batches.append(self._commands)
-        replies = []
-        for command in self._commands:
-            reply = self._client.answer(command)
-            replies.append(await reply if isinstance(reply, asyncio.Future) else reply)
-        return replies
+    async def send_packed_command(self, packed: list[Command], check_health: bool) -> None:
+        assert not check_health
+        self._client.batches.append(packed)
+        self.unread = packed.copy()
+
+    async def read_response(self) -> Any:
+        reply = self._client.answer(self.unread[0])
+        reply = await reply if isinstance(reply, asyncio.Future) else reply
+        del self.unread[0]
+        if isinstance(reply, ResponseError):
+            raise reply
+        return reply
+
+    async def disconnect(self, nowait: bool) -> None:
+        assert nowait
+        self.is_cut = True
 
 
 class House:
