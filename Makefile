@@ -22,7 +22,7 @@ test: .venv/.dev  ## every test that this machine can run
 	$(BIN)/pytest --durations=15 --cov --cov-report=term:skip-covered
 
 gpu-test:  ## every GPU kernel against its twin, on a machine with a GPU: PYTHON needs torch, triton, pytest
-	$(PYTHON) -m pytest -q tests/gpu
+	NEEDS_GPU=1 $(PYTHON) -m pytest -q tests/gpu
 
 check: .venv/.dev  ## format, lint, types, import rules, unit and contract tests: about a minute
 	$(BIN)/ruff format --check .

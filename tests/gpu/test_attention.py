@@ -29,6 +29,7 @@ from tests.support.gpu_cases import (
     Paged,
     assert_close,
     exact,
+    generator_of,
     grid,
     paged,
     poisoned,
@@ -58,7 +59,7 @@ def scale_of(shape: Heads) -> float:
 
 @pytest.mark.parametrize(
     ("shape", "page_size", "lengths", "splits", "window", "dtype"),
-    grid(SHAPES, PAGE_SIZES, LENGTHS, [4, 16, 32], [0, 50], DTYPES),
+    grid(SHAPES, PAGE_SIZES, LENGTHS, [4, 8, 16, 32], [0, 50], DTYPES),
     ids=str,
 )
 def test_decode_reads_each_row_s_own_pages(
@@ -140,7 +141,7 @@ def shared_case(
     prefixes = [tokens for _, tokens in groups]
     of_row = [g for g, (members, _) in enumerate(groups) for _ in range(members)]
     of_row += [-1] * (len(own) - len(of_row))
-    order = torch.randperm(len(own), generator=torch.Generator().manual_seed(5)).tolist()
+    order = torch.randperm(len(own), generator=generator_of(5)).tolist()
     of_row = [of_row[i] for i in order]  # members are scattered over the batch
     base = paged([*prefixes, *own], page_size, shape, dtype, device, seed=6)
     tables = torch.zeros(len(own), 1 + sum(base.tables.shape[1:]) * 2, dtype=torch.int32)

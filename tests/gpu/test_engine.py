@@ -21,6 +21,7 @@ from engine.lane import Lane
 from engine.scheduler import Limits
 from radix import check
 from tests.support.checkpoints import FAMILIES, make_checkpoint
+from tests.support.gpu_cases import SEED
 from tests.support.strays import Judge, Reference
 
 DEMO = Path(__file__).parents[2] / "demo"
@@ -60,7 +61,7 @@ def make_dummy(path: Path, family: str) -> Path:
 
 @pytest.fixture
 def rng() -> np.random.Generator:
-    return np.random.default_rng()
+    return np.random.default_rng(SEED)
 
 
 def prompts(rng: np.random.Generator, count: int) -> list[tuple[int, ...]]:

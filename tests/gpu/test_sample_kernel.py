@@ -13,7 +13,7 @@ from torch import Tensor
 pytest.importorskip("triton", reason="the GPU's kernels are written in Triton")
 
 from engine.kernels.gpu.sample import SEEN, SampleInputs, SampleScratch, sample, sample_twin
-from tests.support.gpu_cases import DTYPES, INTERPRETED, grid, poisoned, randn
+from tests.support.gpu_cases import DTYPES, INTERPRETED, generator_of, grid, poisoned, randn
 
 DEFAULT: dict[str, Any] = {
     "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition": 1.0,
@@ -65,7 +65,7 @@ def drawn(
 
 def wishes_of(vocab: int, device: str) -> tuple[Tensor, Tensor]:
     """Two rows of counts, two of biases: the first forbids all but three tokens."""
-    generator = torch.Generator().manual_seed(8)
+    generator = generator_of(8)
     counts = torch.randint(0, 3, (2, vocab), generator=generator)
     counts = torch.where(counts > 0, counts | SEEN, counts)
     counts[:, 5] = SEEN  # in the prompt, not in the answer

@@ -10,6 +10,7 @@ import pytest
 
 from engine.scheduler import Limits
 from tests.gpu.test_engine import VOCAB, answers, reference
+from tests.support.gpu_cases import SEED
 from tests.support.strays import Judge, Reference
 
 __all__ = ["reference"]
@@ -48,7 +49,7 @@ def test_answers_over_a_common_prefix_are_transformers(
         return planned[-1]
 
     monkeypatch.setattr(prefixes, "plan", watched)
-    asked = prompts(np.random.default_rng())
+    asked = prompts(np.random.default_rng(SEED))
     judge = Judge(reference)
     for said in answers({"m": lane}, [("m", prompt) for prompt in asked], 96, rounds=2):
         for prompt, answer in zip(asked, said, strict=True):

@@ -18,6 +18,7 @@ from engine.lane import Lane
 from engine.scheduler import Limits
 from radix import check
 from tests.gpu.test_engine import make_dummy, prompts, tokens_of
+from tests.support.gpu_cases import SEED
 from tests.support.strays import Judge, Reference
 
 FREE_BYTES = 48 << 20
@@ -70,7 +71,7 @@ def test_where_memory_runs_out_for_real_every_answer_is_transformers_still(
     lane = gpu_lane(reference.path, num_pages=4096, limits=limits, graphs=graphs)
     lane.runner._ahead = iter(())  # type: ignore[attr-defined]  # nothing runs beside what we ask
     lacks: list[BaseException | None] = []
-    rng = np.random.default_rng()
+    rng = np.random.default_rng(SEED)
     judge = Judge(reference)
 
     async def run() -> Heard:
@@ -119,7 +120,7 @@ def test_who_finds_no_memory_for_one_token_fails_and_the_engine_goes_on(
         return forward(self, *args)
 
     monkeypatch.setattr(TritonModel, "forward", breaking)
-    (prompt,) = prompts(np.random.default_rng(), 1)
+    (prompt,) = prompts(np.random.default_rng(SEED), 1)
     lane = gpu_lane(reference.path, graphs=False)
 
     async def run() -> list[list[int]]:

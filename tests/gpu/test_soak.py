@@ -23,6 +23,7 @@ from engine.lane import Lane
 from engine.scheduler import Limits
 from radix import check
 from tests.support.checkpoints import make_checkpoint
+from tests.support.gpu_cases import SEED
 
 SECONDS = float(os.environ.get("SLUICE_SOAK_S", "20"))
 VOCAB = 2000
@@ -103,7 +104,7 @@ def test_a_soak_ends_with_clean_books_and_flat_memory(
     if not torch.cuda.is_available():
         pytest.skip("needs a GPU")
     lanes = two_lanes(tmp_path)
-    rng = np.random.default_rng()
+    rng = np.random.default_rng(SEED)
     failures: list[str] = []
 
     async def soak() -> tuple[list[bool], list[tuple[int, int]]]:
