@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from cache.embed import place_of
 from cascade.calibrate import Aim, calibrate
 from cascade.features import question
 from cascade.policy import write_policy
@@ -50,7 +51,7 @@ def settings(route: Quality, tmp_path: Path) -> Settings:
 
 def made(settings: Settings) -> None:
     """As if the embedder had been exported."""
-    folder = settings.semantic.embedder_dir / "words"
+    folder = place_of("words", settings.semantic.embedder_dir)
     folder.mkdir()
     told = {"window": 100, "dimensions": 64, "precision": "float32", "fingerprint": "bag"}
     (folder / "model.json").write_text(json.dumps(told))
