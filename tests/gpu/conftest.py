@@ -3,8 +3,8 @@
 `make gpu-test` runs them on a GPU, over a wide grid of shapes. TRITON_INTERPRET=1 runs them without
 one, over a few small shapes (tests/unit/engine/test_gpu_kernels.py does). Under NEEDS_GPU=1, which
 `make gpu-test` sets, a run in which no GPU can be used fails: it would skip all that it is for.
-pytest.ini here makes the
-folder stand alone: a machine with a GPU needs torch, triton, numpy, safetensors and pytest only.
+pytest.ini here makes the folder stand alone: a machine with a GPU needs torch, triton, numpy,
+safetensors and pytest only.
 """
 
 from __future__ import annotations

@@ -128,6 +128,11 @@ MODES: dict[str, dict[str, Any]] = {
         "count": 160,
         "limits": Limits(max_batched_tokens=512, max_running=32),
     },
+    "preempted, in chunks": {
+        "num_pages": 140,
+        "count": 160,
+        "limits": Limits(max_batched_tokens=96, max_running=32),
+    },
     "preempted, in chunks, launch by launch": {
         "num_pages": 140,
         "count": 160,
@@ -190,23 +195,32 @@ def test_an_answer_alone_is_transformers(reference: Reference, rng: np.random.Ge
     judge.assert_greedy()
 
 
+@pytest.mark.parametrize(
+    "mode", ["plain", "launch by launch", "in chunks", "preempted", "preempted, in chunks"]
+)
 def test_two_models_together_answer_as_each_does(
-    reference: Reference, rng: np.random.Generator, tmp_path: Path
+    reference: Reference, rng: np.random.Generator, tmp_path: Path, mode: str
 ) -> None:
     from tests.support.gpu_lanes import gpu_lane
 
-    other = make_checkpoint(
+    path = make_checkpoint(
         tmp_path / "other", "llama", vocab=VOCAB, layers=2, hidden=256, heads=4, kv_heads=4,
         head_dim=64, ffn=512, context=2048, dtype=torch.bfloat16, seed=9,
     )  # fmt: skip
-    lanes = {"small": gpu_lane(reference.path), "other": gpu_lane(other, "other")}
-    asked = prompts(rng, 12)
-    named = [("small", p) for p in asked] + [("other", p) for p in asked]
-    (both,) = answers(lanes, named, 40)
-    judge = Judge(reference)
-    for prompt, answer in zip(asked, both[:12], strict=True):
-        judge.hear(prompt, answer)
-    judge.assert_greedy()
+    references = {"small": reference, "other": Reference.load(path, "cuda")}
+    options = dict(MODES[mode])
+    count = options.pop("count", 40)
+    lanes = {name: gpu_lane(one.path, name, **options) for name, one in references.items()}
+    named = [(name, prompt) for prompt in prompts(rng, 12) for name in lanes]
+    (both,) = answers(lanes, named, count)
+    for name, one in references.items():
+        assert ("preempted" in mode) is (lanes[name].scheduler.num_preemptions > 0)
+        judge = Judge(one)
+        for (whose, prompt), answer in zip(named, both, strict=True):
+            if whose == name:
+                assert len(answer) == count
+                judge.hear(prompt, answer)
+        judge.assert_greedy()
 
 
 @pytest.fixture(autouse=True)
