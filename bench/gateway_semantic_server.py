@@ -55,12 +55,15 @@ def semantic_in(store: str, mode: str) -> SemanticCache:
     return SemanticCache(
         enabled=mode != "off",
         store=store,
+        max_bytes=64 << 30,
         scope_bytes=32 << 30,
+        memory_bytes=64 << 30,
         policy="static",
         threshold=0.8 if mode == "on" else 1.0,
         max_entries=MANY,
         max_per_user=MANY,
         max_namespaces=MANY,
+        total_namespaces=MANY,
     )
 
 

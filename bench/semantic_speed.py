@@ -47,6 +47,7 @@ from cache.entry import Origin
 from cache.index import Index, to_int8
 from cache.keeper import Keeper
 from cache.key import family_of
+from cache.memory import Memory
 from cache.namespace import Terms
 from cache.quota import Bounds
 from cache.semantic import budgeted
@@ -197,6 +198,7 @@ def spaces_of(count: int, per_space: int, keeper: Keeper | None) -> Spaces:
         max_spaces=count // per_space + 1,
         keeper=keeper,
         clock=time.time,
+        memory=Memory(1 << 40),
     )
 
 

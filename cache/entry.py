@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from sys import getsizeof
+from typing import Final
 
-from cache.replay import Recording
+from cache.replay import Recording, bytes_of_tags
 from cache.verify import Record, Sighting
 from cache.verify_state import State
+
+ENTRY_BYTES: Final = 1000
+"""What a question occupies beside its vector, its texts and its answer; bench/semantic_speed.py."""
 
 
 @dataclass(slots=True)
@@ -20,6 +25,12 @@ class Group:
     answer: str
     record: Record = field(default_factory=Record)
     keys: set[int] = field(default_factory=set)
+    questions_bytes: int = 0
+    """Of its questions, as `Entry.held_bytes` tells."""
+
+    @property
+    def held_bytes(self) -> int:
+        return self.recording.held_bytes + self.questions_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +44,12 @@ class Entry:
     owner: str
     answer: str
     tags: tuple[str, ...]
+
+    @property
+    def held_bytes(self) -> int:
+        """Memory that this question occupies, beside its vector."""
+        texts = getsizeof(self.question) + getsizeof(self.owner) + getsizeof(self.answer)
+        return ENTRY_BYTES + texts + bytes_of_tags(self.tags)
 
 
 @dataclass(frozen=True, slots=True)

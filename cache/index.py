@@ -37,6 +37,11 @@ FLAT_LIMIT = 1000
 MOVED_PER_ADD = 4
 
 
+def bytes_each(dimensions: int) -> int:
+    """Of a vector in the graph, the larger of its two places."""
+    return 2 * dimensions + 180
+
+
 @dataclass(frozen=True, slots=True)
 class Hit:
     key: int

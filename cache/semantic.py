@@ -39,6 +39,7 @@ from cache.entry import Origin, Seen, SpaceState
 from cache.hindsight import Given, Hearing, Hindsight
 from cache.keeper import Keeper
 from cache.labelling import Labelling
+from cache.memory import MEMORY_BYTES, Memory
 from cache.namespace import Terms, last_text, namespace_of, why_not
 from cache.quota import Bounds
 from cache.record import Recorder
@@ -106,6 +107,7 @@ class Semantic:
         keeper: Keeper | None = None,
         bounds: Bounds = Bounds(),  # noqa: B008  frozen
         max_spaces: int = 5000,
+        memory_bytes: int = MEMORY_BYTES,
         max_labelling: int = 64,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -122,6 +124,7 @@ class Semantic:
             max_spaces=max_spaces,
             keeper=keeper,
             clock=clock,
+            memory=Memory(memory_bytes),
             on_erase=self._forget_texts,
         )
         self._labelling = Labelling(
@@ -247,6 +250,7 @@ class Semantic:
         decision = (seen.sighting, verdict)
         given = Given(trail.tenant, space, seen.entry.group, decision)
         self._hindsight.remember(trail.id, given)
+        space.use(seen.entry.group)
         if asked.owner != trail.tenant:
             self._hindsight.served(asked, trail.tenant, self._clock())
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 import secrets
 from collections import Counter, OrderedDict
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -29,10 +30,12 @@ import numpy as np
 from cache.archive import Erasure, Kept, Lesson, Summary, doomed_groups
 from cache.embed import Vector
 from cache.entry import Entry, Group, Labels, Origin, Seen, SpaceState
-from cache.index import Index, to_int8
+from cache.index import Index, bytes_each
 from cache.journal import Journal, sighting_of, since_of, verdict_of
+from cache.kept import entry_of, kept_of
+from cache.memory import Memory
 from cache.quota import Quota
-from cache.replay import Recording, bytes_of_tags, decode, encode
+from cache.replay import Recording, decode
 from cache.rest import Rest
 from cache.verify import NEAREST, SIGNS, Neighbour, Policy, Record, Sighting, Verdict, sight
 from cache.verify_budget import Budgeted
@@ -42,8 +45,8 @@ from cache.verify_state import Since
 SUPERSEDED: Final = 0.985
 """A question this near whose answer came out differently was not wrong but is out of date."""
 
-ENTRY_BYTES: Final = 1000
-"""What a question occupies beside its vector, its text and its answer; bench/semantic_speed.py."""
+SPACE_BYTES: Final = 25_000
+"""What a namespace occupies beside what it has learnt and what it keeps."""
 
 _KEY_BITS: Final = 20
 
@@ -52,15 +55,17 @@ _packer = msgspec.msgpack.Encoder()
 
 
 class Space:
-    def __init__(
+    def __init__(  # noqa: PLR0917
         self,
         origin: Origin,
         policy: Policy,
         dimensions: int,
         quota: Quota,
+        memory: Memory,
         journal: Journal | None = None,
     ) -> None:
-        """`quota` is shared by the namespaces of a room; without `journal` nothing is archived."""
+        """`quota` is shared by the namespaces of a room, `memory` by all; without `journal` nothing
+        is archived."""
         self.origin = origin
         self.policy = policy
         self.journal = journal
@@ -69,6 +74,8 @@ class Space:
         self.rest = Rest()
         self._promised = -1.0
         self._quota = quota
+        self._memory = memory
+        self._vector_bytes = bytes_each(dimensions)
         self._index = Index(dimensions)
         self._entries: OrderedDict[int, Entry] = OrderedDict()
         self._groups: dict[int, Group] = {}
@@ -78,11 +85,13 @@ class Space:
 
     @property
     def held_bytes(self) -> int:
-        answers = sum(group.recording.held_bytes for group in self._groups.values())
-        texts = sum(
-            ENTRY_BYTES + len(e.question) + bytes_of_tags(e.tags) for e in self._entries.values()
-        )
-        return self._index.held_bytes + answers + texts
+        return sum(group.held_bytes for group in self._groups.values()) + self.learnt_bytes
+
+    @property
+    def learnt_bytes(self) -> int:
+        """Of what was learnt here, and of the namespace itself."""
+        learnt = self.policy.held_bytes if isinstance(self.policy, Budgeted) else 0
+        return SPACE_BYTES + learnt
 
     def entry(self, key: int) -> Entry | None:
         return self._entries.get(key)
@@ -171,6 +180,7 @@ class Space:
         group = self._groups.get(number)
         if group is not None:
             group.recording, group.owner, group.answer = recording, owner, answer
+            self._weigh(group)
 
     def add(
         self,
@@ -197,23 +207,7 @@ class Space:
         entry = self._entries.get(key)
         if entry is None:
             return None
-        recording = self._groups[entry.group].recording
-        return Kept(
-            namespace=self.origin.namespace,
-            scope=self.origin.scope,
-            model=self.origin.model,
-            answered_by=recording.model,
-            key=key,
-            group=entry.group,
-            question=entry.question,
-            owner=entry.owner,
-            answer=entry.answer,
-            tags=entry.tags,
-            expires_at=recording.expires_at,
-            cost_tokens=recording.cost_tokens,
-            vector=to_int8(vector).tobytes(),
-            recording=encode(recording),
-        )
+        return kept_of(self.origin, entry, self._groups[entry.group].recording, vector)
 
     def put_back(self, kept: Kept) -> None:
         """A question from before a restart, or from another gateway. One whose answer cannot be
@@ -225,15 +219,7 @@ class Space:
         group = self._groups.get(kept.group)
         if group is not None and group.recording.stored_at < recording.stored_at:
             self.renew(kept.group, recording, owner=kept.owner, answer=kept.answer)
-        entry = Entry(
-            key=kept.key,
-            question=kept.question,
-            group=kept.group,
-            owner=kept.owner,
-            answer=kept.answer,
-            tags=kept.tags,
-        )
-        self._insert(entry, vector, recording)
+        self._insert(entry_of(kept), vector, recording)
 
     def _insert(self, entry: Entry, vector: Vector, recording: Recording) -> None:
         key = entry.key
@@ -241,8 +227,21 @@ class Space:
         home = self._groups.setdefault(entry.group, group)
         home.keys.add(key)
         self._entries[key] = entry
+        home.questions_bytes += entry.held_bytes + self._vector_bytes
         self._index.add(key, vector)
         self._quota.add(id(self), key, entry.owner, self.drop)
+        self._weigh(home)
+
+    def _weigh(self, group: Group) -> None:
+        """Tell how much it holds by now; it may have to go for that."""
+        if self._groups.get(group.number) is group:
+            group.recording.memo.grew = partial(self._weigh, group)
+            place = (id(self), group.number)
+            self._memory.weigh(*place, group.owner, group.held_bytes, self.drop_group)
+
+    def use(self, number: int) -> None:
+        """The answer of this group is given again."""
+        self._memory.use(id(self), number)
 
     def drop(self, key: int, *, told: bool = False) -> None:
         """`told`: the archive knows."""
@@ -255,8 +254,10 @@ class Space:
         self._quota.remove(id(self), key)
         group = self._groups[entry.group]
         group.keys.discard(key)
+        group.questions_bytes -= entry.held_bytes + self._vector_bytes
         if not group.keys:
             del self._groups[entry.group]
+            self._memory.remove(id(self), entry.group)
 
     def drop_group(self, number: int, *, told: bool = False) -> int:
         """Returns the number of questions dropped."""

@@ -22,6 +22,7 @@ from cache.archive import Dropped, Erasure, Kept, Lesson, Lost, News, Summary
 from cache.entry import Coming, Labels, Origin, SpaceState
 from cache.holdings import Holdings
 from cache.keeper import Keeper
+from cache.memory import ITSELF, Memory
 from cache.namespace import Terms
 from cache.quota import Bounds, Quota
 from cache.space import Space
@@ -59,6 +60,7 @@ class Spaces:
         max_spaces: int,
         keeper: Keeper | None,
         clock: Callable[[], float],
+        memory: Memory,
         on_erase: Callable[[Erasure], None] = lambda _erasure: None,
     ) -> None:
         """`max_spaces` bounds all rooms together, `bounds` each of them. `dimensions` is asked
@@ -72,6 +74,7 @@ class Spaces:
         self._on_erase = on_erase
         self._coming: set[Coming] = set()
         self._spaces: OrderedDict[bytes, Space] = OrderedDict()
+        self._memory = memory
         self._held = Holdings[bytes]()
         self._rooms: dict[str, _Room] = {}
         self._scopes: dict[str, OrderedDict[bytes, Space]] = {}
@@ -105,6 +108,10 @@ class Spaces:
         space.follow(terms.max_error)
         self._spaces.move_to_end(namespace)
         self._scopes[origin.scope].move_to_end(namespace)
+        self._memory.use(id(space), ITSELF)
+        self._memory.weigh(
+            id(space), ITSELF, owner, space.learnt_bytes, lambda _: self._forget(namespace)
+        )
         return space
 
     def _use(self, space: Space, owner: str) -> None:
@@ -130,6 +137,7 @@ class Spaces:
             self._policy_of(terms, [sibling.policy for sibling in recent]),
             self._dimensions(),
             room.quota,
+            self._memory,
             self._keeper.journal(origin, self._clock) if self._keeper else None,
         )
         self._spaces[origin.namespace] = siblings[origin.namespace] = space
@@ -144,6 +152,7 @@ class Spaces:
     def _forget(self, namespace: bytes) -> None:
         space = self._spaces.pop(namespace)
         space.clear()
+        self._memory.remove(id(space), ITSELF)
         for coming in self._coming:
             coming.unwanted |= coming.labels.namespace == namespace
         scope = space.origin.scope
@@ -221,7 +230,8 @@ class Spaces:
             return known
         owner = news.owner if isinstance(news, Kept) else owner_of(news.scope)
         origin = Origin(news.namespace, news.scope, news.model)
-        return self.open(origin, self._terms_for(news.scope), owner)
+        space = self.open(origin, self._terms_for(news.scope), owner)
+        return space if self._spaces.get(news.namespace) is space else None  # no room for it
 
     async def hear(self, news: News) -> None:
         """What another gateway did."""

@@ -302,6 +302,11 @@ class Budgeted:
     def labels(self) -> int:
         return self._labelled.count
 
+    @property
+    def held_bytes(self) -> int:
+        """Of what grows with what is asked."""
+        return self._asked.held_bytes + self._labelled.held_bytes
+
     # ------------------------------------------------------------------ across restarts
 
     def snapshot(self) -> bytes:

@@ -35,6 +35,10 @@ class Ring:
         """(n, columns), in no promised order."""
         return self._rows[: min(self.count, len(self._rows))].astype(np.float64)
 
+    @property
+    def held_bytes(self) -> int:
+        return self._rows.nbytes
+
     def snapshot(self) -> tuple[int, bytes]:
         return self.count, self._rows.tobytes()
 

@@ -221,6 +221,9 @@ class SemanticCache:
         "what keeps questions, answers and all that was learnt of them across restarts: memory:// "
         "(nothing), sqlite:///PATH, or a Redis that gateways share, as for cache.exact",
     )
+    memory_bytes: int = _set(
+        512 << 20, "memory for questions, answers, vectors and what was learnt"
+    )
     max_bytes: int = _set(1 << 30, "disk for questions, answers and what was learnt (sqlite)")
     scope_bytes: int = _set(256 << 20, "room of one scope's questions and answers there")
     policy: Literal["bounded", "vcache", "static"] = _set(

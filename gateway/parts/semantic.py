@@ -215,5 +215,6 @@ def build_semantic(  # noqa: PLR0917
         keeper=build_keeper(settings, log),
         bounds=Bounds(settings.max_entries, settings.max_per_user, settings.max_namespaces),
         max_spaces=settings.total_namespaces,
+        memory_bytes=settings.memory_bytes,
     )
     return SemanticLayer(layer, terms, embedding, log)

@@ -8,6 +8,7 @@ from typing import Any
 from cache.archive import MemoryArchive
 from cache.embed import Embedder
 from cache.keeper import Keeper
+from cache.memory import MEMORY_BYTES
 from cache.namespace import Terms
 from cache.quota import Bounds
 from cache.semantic import Semantic
@@ -47,6 +48,7 @@ class House:
     terms: Terms = field(default_factory=lambda: Terms(max_error=0.05, ttl_s=1000))
     policy: Policy = field(default_factory=lambda: Static(0.8, guards=True))
     bounds: Bounds = field(default_factory=Bounds)
+    memory_bytes: int = MEMORY_BYTES
     archive: Any = field(default_factory=MemoryArchive)
     faults: list[str] = field(default_factory=list)
     asked: int = 0
@@ -65,6 +67,7 @@ class House:
             policy_of=lambda _terms, _siblings: self.policy,
             keeper=Keeper(self.archive, lambda what, error: self.faults.append(f"{what}: {error}")),
             bounds=self.bounds,
+            memory_bytes=self.memory_bytes,
             clock=self.clock,
         )
 

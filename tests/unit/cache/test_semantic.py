@@ -17,6 +17,7 @@ from cache.namespace import Terms, namespace_of, why_not
 from cache.quota import Bounds
 from cache.rest import AWAKE, CLOSED_FOR
 from cache.semantic import budgeted
+from cache.space import SPACE_BYTES
 from cache.verify import Neighbour, Policy, Record, Verdict, sight
 from cache.verify_budget import Budgeted
 from cache.verify_facts import FEATURES
@@ -406,6 +407,69 @@ async def test_within_a_tenant_a_users_namespaces_push_out_only_their_own() -> N
         assert trail.cache[0].hit
     house.embedder.close()
     assert len(house.semantic.state()) == 6
+
+
+def held_bytes(house: House) -> int:
+    held = house.semantic._spaces._memory.held_bytes
+    assert held == sum(state.held_bytes for state in house.semantic.state())
+    return held
+
+
+async def test_long_answers_of_one_tenant_push_out_only_their_own() -> None:
+    """From memory and from the archive."""
+    house = House(memory_bytes=300_000)
+    await house.ask(FIRST, tenant="quiet")
+    for number in range(30):
+        question = f"apple{number} banana{number} cherry{number}"
+        house.model.knows[question] = f"word{number} " * 8_000
+        await house.ask(question, tenant="loud")
+        assert held_bytes(house) <= 300_000
+    _, trail = await house.ask(AGAIN, tenant="quiet")
+    house.embedder.close()
+    assert trail.cache[0].hit
+    kept = [one.question.split()[0] for one in house.archive.questions.values()]
+    assert kept == ["please", *(f"apple{number}" for number in range(31 - len(kept), 30))]
+    assert 4 <= len(kept) < 8
+
+
+async def test_what_a_hit_is_rendered_into_counts_and_so_do_tags() -> None:
+    house = House()
+    await house.ask(FIRST, tags=("x" * 100,))
+    before = held_bytes(house)
+    _, trail = await house.ask(AGAIN, tags=("y" * 100,))
+    assert trail.cache[0].hit
+    [space] = house.semantic._spaces._spaces.values()
+    [group] = space._groups.values()
+    group.recording.memo["sse"] = b"x" * 5000
+    assert held_bytes(house) == before + 5000
+    await house.semantic.purge()
+    house.embedder.close()
+    assert held_bytes(house) == SPACE_BYTES
+
+
+async def test_what_is_used_stays_longest_where_memory_is_short() -> None:
+    house = House(memory_bytes=SPACE_BYTES + 3 * 16_000)
+    questions = [f"apple{n} banana{n} cherry{n}" for n in range(4)]
+    house.model.knows = {text: f"{text} " * 650 for text in questions}
+    for number in (0, 1, 2, 0, 3):
+        await house.ask(questions[number])
+    house.embedder.close()
+    kept = {one.question for one in house.archive.questions.values()}
+    assert questions[1] not in kept
+    assert kept >= {questions[0], questions[3]}
+
+
+async def test_namespaces_that_have_learnt_give_way_where_memory_is_short() -> None:
+    """The tenant's who has most of them, with all that was asked there."""
+    house = House(memory_bytes=4 * SPACE_BYTES + 20_000)
+    await house.ask(call_of(FIRST, scope="tenant:quiet"), tenant="quiet")
+    for number in range(9):
+        await house.ask(call_of("flood", max_tokens=number + 1), tenant="loud")
+        assert held_bytes(house) <= 4 * SPACE_BYTES + 20_000
+    _, trail = await house.ask(call_of(AGAIN, scope="tenant:quiet"), tenant="quiet")
+    house.embedder.close()
+    assert trail.cache[0].hit
+    assert 3 <= len(house.semantic.state()) <= 4
 
 
 async def test_a_scope_forgets_its_longest_unused_namespace_beyond_its_bound() -> None:
