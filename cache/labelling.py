@@ -1,8 +1,9 @@
 """After the answer: it is compared, kept and remembered, while its request is long over.
 
 A comparison may take a while (two embeddings, or a judge that waits for the engine to be idle), so
-each runs by itself and so many at a time; what comes beyond is not learnt from. An erasure reaches
-what is still compared: it is told to `Spaces`, which says so to what is coming.
+each runs by itself and so many at a time; what comes beyond is not learnt from. Audits have room of
+their own, since one that tells nothing costs the promise (cache/verify_ledger.py). An erasure
+reaches what is still compared: it is told to `Spaces`, which says so to what is coming.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from cache.replay import Recording
 from cache.spaces import Spaces
 from cache.teach import Asked, Teacher
 from engine.contract import Trail
+
+FOR_AUDITS: Final = 4
+"""Times as many audits may be under way as other comparisons."""
 
 NO_GROUP: Final = 0
 """It is not known yet which one an answer belongs to."""
@@ -41,9 +45,11 @@ class Labelling:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def begin(self, asked: Asked, recording: Recording, trail: Trail) -> None:
-        """Returns at once."""
+        """Returns at once. Whatever comes of it, `asked` is closed."""
         forgotten = self._spaces.find(asked.space.origin.namespace) is not asked.space
-        if forgotten or len(self._tasks) >= self._most:
+        audit = asked.verdict is not None and asked.verdict.action == "explore"
+        if forgotten or len(self._tasks) >= self._most * (FOR_AUDITS if audit else 1):
+            asked.close()
             return
         labels = asked.space.origin.labels(
             NO_GROUP, recording.model, recording.tags, asked.owner, trail.id
@@ -60,7 +66,10 @@ class Labelling:
             await asyncio.wait(self._tasks)  # one that failed keeps nobody from closing
 
     async def _learn(self, asked: Asked, recording: Recording, coming: Coming, tenant: str) -> None:
-        learnt = await self._teacher.learn(asked, recording, coming)
+        try:
+            learnt = await self._teacher.learn(asked, recording, coming)
+        finally:
+            asked.close()
         if learnt is not None:
             given = Given(tenant, asked.space, learnt.group, None)
             self._hindsight.remember(coming.labels.answer, given)

@@ -139,14 +139,18 @@ class Semantic:
             for event in self._serve(asked, call, trail):
                 yield event
             return
-        recorder = Recorder(call)
-        async with aclosing(self._inner(call, trail)) as answer:
-            async for event in answer:
-                if asked is not None:
-                    recorder.see(event)
-                    if isinstance(event, End):  # who listens may leave now
-                        self._take(asked, call, trail, recorder)
-                yield event
+        recorder, taken = Recorder(call), False
+        try:
+            async with aclosing(self._inner(call, trail)) as answer:
+                async for event in answer:
+                    if asked is not None:
+                        recorder.see(event)
+                        if isinstance(event, End):  # who listens may leave now
+                            taken = self._take(asked, call, trail, recorder)
+                    yield event
+        finally:
+            if asked is not None and not taken:
+                asked.close()
 
     # ------------------------------------------------------------------ before the answer
 
@@ -256,17 +260,20 @@ class Semantic:
 
     # ------------------------------------------------------------------ after the answer
 
-    def _take(self, asked: Asked, call: Call, trail: Trail, recorder: Recorder) -> None:
-        """Begin to compare and keep what the model said; the request does not wait for it."""
+    def _take(self, asked: Asked, call: Call, trail: Trail, recorder: Recorder) -> bool:
+        """Begin to compare and keep what the model said, if it is worth that; the request does not
+        wait for it."""
         terms = self._terms_of(call, trail)
         recording = recorder.recording(stored_at=self._clock(), ttl_s=terms.ttl_s, tags=trail.tags)
         if recording is not None:
             self._labelling.begin(asked, recording, trail)
+        return recording is not None
 
     async def settle(self) -> None:
         """Wait until everything answered so far is compared and kept, and the archive has it for
         good: what was learnt then survives the death of the process."""
         await self._labelling.settle()
+        await self._spaces.tell()
         await self._spaces.flush()
 
     # ------------------------------------------------------------------ people

@@ -45,6 +45,9 @@ from cache.verify_state import Since
 SUPERSEDED: Final = 0.985
 """A question this near whose answer came out differently was not wrong but is out of date."""
 
+LOST: Final = "lost"
+"""Source of what is no label: an audit that ended without one."""
+
 SPACE_BYTES: Final = 25_000
 """What a namespace occupies beside what it has learnt and what it keeps."""
 
@@ -152,6 +155,16 @@ class Space:
         """A label: whether the answer that was seen would have done."""
         self.policy.learn(sighting, verdict, right=right)
         self._check(sighting.group, source, right=right)
+        self._teach(sighting, verdict, right=right, source=source)
+
+    def lose(self, sighting: Sighting, verdict: Verdict) -> None:
+        """An audit ended without a label: its caller hung up, or the model failed."""
+        if isinstance(self.policy, Budgeted):
+            self.policy.lose(verdict)
+            self.sources[LOST] += 1
+            self._teach(sighting, verdict, right=False, source=LOST)
+
+    def _teach(self, sighting: Sighting, verdict: Verdict, *, right: bool, source: str) -> None:
         if self.journal is None:
             return
         since = self.policy.tell() if isinstance(self.policy, Budgeted) else Since((), 0, 0.0)
@@ -301,6 +314,11 @@ class Space:
             return
         if isinstance(self.policy, Budgeted):
             self.policy.hear(since_of(lesson))
+            if lesson.source == LOST:
+                self.policy.lose(verdict_of(lesson))
+                self.sources[LOST] += 1
+        if lesson.source == LOST:
+            return
         self.policy.learn(sighting_of(lesson), verdict_of(lesson), right=lesson.right)
         self._check(lesson.group, lesson.source, right=lesson.right)
 

@@ -43,6 +43,16 @@ class Asked:
     owner: str
     doubt: Doubt | None = None
     verdict: Verdict | None = None
+    told: bool = False
+    """Whether its neighbour was labelled."""
+
+    def close(self) -> None:
+        """Nothing more will be learnt of it. An audit that told nothing counts all the same."""
+        if self.seen is None or self.verdict is None or self.told:
+            return
+        self.told = True
+        if self.verdict.action == "explore":
+            self.space.lose(self.seen.sighting, self.verdict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +96,7 @@ class Teacher:
         return None if entry is None else Learnt(entry.group, key)
 
     def _book(self, asked: Asked, sighting: Sighting, verdict: Verdict, label: Label) -> None:
+        asked.told = True
         asked.space.book(sighting, verdict, right=label.right, source=label.source)
         if asked.doubt is not None and not label.right:
             doubt = asked.doubt

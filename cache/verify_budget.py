@@ -28,6 +28,7 @@ Choice. Four parts, each doing what it can prove.
 
 Beside them the *ledger* (cache/verify_ledger.py) bounds what audits alone prove, on any traffic,
 and closes the namespace when even its patience, `BRAKE` blind spots above the budget, is used up.
+An audit that ends without a label counts there as if it had caught a wrong hit.
 So two statements hold, each with probability 95 %. On traffic whose next 2,000 requests resemble
 the last 4,000: wrong hits <= max_error * 2,000 in them. On any traffic whatever, attackers
 included: wrong hits <= max_error * t + a constant, for all t. Both are as true as the labels
@@ -225,6 +226,10 @@ class Budgeted:
         if self.threshold and p <= self._hearing():
             self._listen(min(0.5, p * self._ratio), wrong=wrong)
 
+    def lose(self, verdict: Verdict) -> None:
+        """An audit ended without a label."""
+        self.ledger.lose(verdict.chance)
+
     def _hearing(self) -> float:
         """How far above the threshold labels still tell about what is below it."""
         return max(1.5 * self.threshold, min(4 * self.threshold, 0.05))
@@ -290,7 +295,7 @@ class Budgeted:
         allowed = self._allowance.at(self._requests)
         if self.ledger.at_most() > allowed + BRAKE * self._blind:
             self.threshold = 0.0
-            self.reason = "audits have caught more wrong hits than max_error allows"
+            self.reason = "audits caught more than max_error allows, or too many ended untold"
             return
         if self.threshold == 0.0:
             self.reason = "the labels allow no hit at this max_error"
@@ -313,10 +318,8 @@ class Budgeted:
         """All that was learnt, for `restore`; about 400 kB when the window is full."""
         counts = (self._requests, self._served, self._expected, self._since, self._alarms)
         rings = (self._asked.snapshot(), self._labelled.snapshot())
-        weights = self.odds.weights.tolist()
-        return msgspec.msgpack.encode(
-            (SIGNS, counts, rings, weights, self.ledger.snapshot(), self._allowance.snapshot())
-        )
+        proven = (self.ledger.snapshot(), self._allowance.snapshot())
+        return msgspec.msgpack.encode((SIGNS, counts, rings, self.odds.weights.tolist(), *proven))
 
     def restore(self, blob: bytes) -> bool:
         """Take over a snapshot; False, and nothing is changed, if it is not one of this version."""

@@ -16,6 +16,10 @@ times at once with probability 1 - alpha, which turns round into
 
     S <= (log(1/alpha) + sum k(e_i)) / l          for all t
 
+An audit whose outcome nobody learns (its caller hung up, the model failed) may have been one that
+would have caught: whoever deceives would see to that. So it counts as a wrong one here, and as a
+right one in the lower bound. That keeps both true on any traffic; the price is paid in hits.
+
 With the roles swapped the same gives a lower bound. A few values of l are tried at once (alpha is
 split among them), because the best one depends on how much is caught.
 
@@ -60,10 +64,19 @@ class Ledger:
             return
         self.caught += 1
         self.estimate += (1 - chance) / chance
-        for index, bet in enumerate(self._upper_bets):
-            self._upper[index] -= math.log((1 - (1 - chance) * math.exp(bet)) / chance)
+        self._fear(chance)
         for index, bet in enumerate(self._lower_bets):
             self._lower[index] += math.log((1 - (1 - chance) * math.exp(-bet)) / chance)
+
+    def lose(self, chance: float) -> None:
+        """An audit ended without a label."""
+        assert chance >= self._floor
+        self.audited += 1
+        self._fear(chance)
+
+    def _fear(self, chance: float) -> None:
+        for index, bet in enumerate(self._upper_bets):
+            self._upper[index] -= math.log((1 - (1 - chance) * math.exp(bet)) / chance)
 
     def snapshot(self) -> tuple[int, int, float, list[float], list[float]]:
         return self.audited, self.caught, self.estimate, list(self._upper), list(self._lower)

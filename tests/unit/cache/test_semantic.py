@@ -421,7 +421,7 @@ async def test_long_answers_of_one_tenant_push_out_only_their_own() -> None:
     await house.ask(FIRST, tenant="quiet")
     for number in range(30):
         question = f"apple{number} banana{number} cherry{number}"
-        house.model.knows[question] = f"word{number} " * 8_000
+        house.model.knows[question] = str(number) + "x" * 40_000
         await house.ask(question, tenant="loud")
         assert held_bytes(house) <= 300_000
     _, trail = await house.ask(AGAIN, tenant="quiet")

@@ -121,18 +121,23 @@ class TestSighting:
 # --------------------------------------------------------------------------- the ledger
 
 
-def audited_stream(seed: int, wrong_rate: float) -> list[tuple[float, float, float]]:
-    """(truly served wrong, at least, at most) after each possible hit of a random stream."""
+def audited_stream(
+    seed: int, wrong_rate: float, hung_up: float = 0.0, *, hostile: bool = False
+) -> list[tuple[float, float, float]]:
+    """(truly served wrong, at least, at most) after each possible hit of a random stream. A share
+    `hung_up` of audits ends without a label: of a hostile caller, all that would have caught."""
     rng = random.Random(seed)
     ledger = Ledger(floor=0.05)
     served, rows = 0, []
     for _ in range(2000):
         chance = rng.choice((0.05, 0.1, 0.3))
         wrong = rng.random() < wrong_rate
-        if rng.random() < chance:
-            ledger.audit(chance, wrong=wrong)
-        else:
+        if rng.random() >= chance:
             served += wrong
+        elif rng.random() < hung_up or (hostile and wrong):
+            ledger.lose(chance)
+        else:
+            ledger.audit(chance, wrong=wrong)
         rows.append((served, ledger.at_least(), ledger.at_most()))
     return rows
 
@@ -143,6 +148,14 @@ class TestLedger:
         kept = 0
         for seed in range(60):
             rows = audited_stream(seed, wrong_rate)
+            kept += all(low <= served <= high for served, low, high in rows)
+        assert kept >= 54
+
+    @pytest.mark.parametrize("hostile", [False, True])
+    def test_its_bounds_hold_where_a_third_of_audits_hang_up(self, hostile: bool) -> None:
+        kept = 0
+        for seed in range(60):
+            rows = audited_stream(seed, 0.3, hung_up=1 / 3, hostile=hostile)
             kept += all(low <= served <= high for served, low, high in rows)
         assert kept >= 54
 
@@ -339,6 +352,23 @@ class TestBudgeted:
         policy = budgeted(0.01)
         assert drive(policy, Traffic(2, lucky=0.5), 4000).wrong <= 40
         assert policy.state().reason
+
+    def test_who_hangs_up_on_whatever_would_catch_them_closes_the_namespace(self) -> None:
+        """The traffic turns hostile, and no audit of a wrong hit ever ends."""
+        policy, traffic, wrong = budgeted(0.02), Traffic(5), 0
+        drive(policy, traffic, 4000)
+        for _ in range(20_000):
+            sighting, _ = traffic.next()
+            verdict = policy.decide(sighting)
+            wrong += verdict.action == "serve"
+            if verdict.action == "explore":
+                policy.lose(verdict)
+            if policy.threshold == 0:
+                break
+        assert policy.threshold == 0
+        assert "ended untold" in policy.state().reason
+        assert wrong <= policy.state().proven_at_most
+        assert wrong < 2_000
 
     def test_no_more_than_the_ceiling_is_explored(self) -> None:
         tally = drive(budgeted(0.05), Traffic(4), 4000)
