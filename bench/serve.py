@@ -12,6 +12,8 @@ the gateway's process or in its own (`[engine] process`).
                and the processor time of each process for a token
     Poisson    arrivals at 80 % of the closed loop's rate: time per output token of each request
                (last − first token over the tokens between), p50 and p99
+    both       time between two deliveries of one stream, of whatever number of tokens: p50, p99 and
+               the longest, which bundles (engine/mailbox.py) make longer and TPOT does not show
 
 The fake engine takes --step-ms a step on its "device", whatever is in it, and burns --host-ms of
 its thread's time for each under Python's lock; the rest of it is ours.
@@ -29,6 +31,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +54,8 @@ class Seen:
     began: float
     first: float
     last: float
+    gaps: tuple[float, ...]
+    """Between one delivery and the next."""
 
     @property
     def tpot_ms(self) -> float:
@@ -77,14 +82,13 @@ async def ask(prompt: list[int]) -> Seen:
     began = time.perf_counter()
     reader, writer = await asyncio.open_connection(HOST, PORT)
     writer.write((head + body).encode())
-    first = last = 0.0
+    came: list[float] = []
     tail, status = b"", b""
     try:
         while piece := await reader.read(65536):
             status = status or piece[:64]
             if b"data: {" in piece:
-                last = time.perf_counter()
-                first = first or last
+                came.append(time.perf_counter())
             tail = (tail + piece)[-2000:]
     finally:
         writer.close()
@@ -92,7 +96,8 @@ async def ask(prompt: list[int]) -> Seen:
         raise RuntimeError(f"{status!r} … {tail!r}")
     usage = [line for line in tail.split(b"\n") if b'"usage":{' in line][-1]
     tokens = json.loads(usage.removeprefix(b"data: "))["usage"]["completion_tokens"]
-    return Seen(tokens, began, first, last)
+    gaps = tuple(later - sooner for sooner, later in pairwise(came))
+    return Seen(tokens, began, came[0], came[-1], gaps)
 
 
 async def closed_loop(rng: np.random.Generator, vocab: int, streams: int, each: int) -> list[Seen]:
@@ -137,6 +142,12 @@ def all_clients(how: str, value: float, amount: float, vocab: int) -> list[Seen]
     for process in each:
         process.join()
     return seen
+
+
+def gaps_ms(seen: list[Seen]) -> dict[str, float]:
+    """Between deliveries, of all streams together."""
+    gaps = sorted(gap * 1e3 for one in seen for gap in one.gaps)
+    return {"p50": statistics.median(gaps), "p99": gaps[len(gaps) * 99 // 100], "max": gaps[-1]}
 
 
 def speed(seen: list[Seen]) -> float:
@@ -217,6 +228,8 @@ def measure(setup: Setup) -> dict[str, Any]:
         "tpot_p99_ms": tpot[len(tpot) * 99 // 100],
         "ttft_p50_ms": statistics.median(ttft),
         "ttft_p99_ms": ttft[len(ttft) * 99 // 100],
+        "gaps_ms": gaps_ms(open_),
+        "closed_gaps_ms": gaps_ms(closed),
         "closed_tpot_p50_ms": statistics.median(one.tpot_ms for one in closed),
     }
     show(row)
@@ -232,9 +245,15 @@ def show(row: dict[str, Any]) -> None:
         f" at {row['poisson_rps']:.0f} requests/s TPOT p50"
         f" {row['tpot_p50_ms']:.2f} ms, p99 {row['tpot_p99_ms']:.2f}"
         f" (× {row['tpot_p99_ms'] / row['tpot_p50_ms']:.2f}; goal 1.5), TTFT p50"
-        f" {row['ttft_p50_ms']:.0f} ms, p99 {row['ttft_p99_ms']:.0f}",
+        f" {row['ttft_p50_ms']:.0f} ms, p99 {row['ttft_p99_ms']:.0f};"
+        f" between deliveries {told_of(row['gaps_ms'])},"
+        f" of {STREAMS} streams {told_of(row['closed_gaps_ms'])}",
         flush=True,
     )
+
+
+def told_of(gaps: dict[str, float]) -> str:
+    return f"p50 {gaps['p50']:.1f} ms, p99 {gaps['p99']:.1f}, longest {gaps['max']:.1f}"
 
 
 def setups(options: argparse.Namespace) -> list[Setup]:
