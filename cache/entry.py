@@ -9,6 +9,10 @@ from typing import Final
 from cache.replay import Recording, bytes_of_tags
 from cache.verify import Record, Sighting
 from cache.verify_state import State
+from cache.who import tenant_of
+
+MOST_SAID: Final = 200
+"""People of whom it is remembered what they said of one answer."""
 
 ENTRY_BYTES: Final = 1000
 """What a question occupies beside its vector, its texts and its answer; bench/semantic_speed.py."""
@@ -27,10 +31,35 @@ class Group:
     keys: set[int] = field(default_factory=set)
     questions_bytes: int = 0
     """Of its questions, as `Entry.held_bytes` tells."""
+    users: set[str] = field(default_factory=set)
+    """Some owners who got it: one of each tenant, and a second one."""
+    spoke: set[tuple[str, bool]] = field(default_factory=set)
+    """Who has praised it, and who complained."""
 
     @property
     def held_bytes(self) -> int:
         return self.recording.held_bytes + self.questions_bytes
+
+    def given_to(self, owner: str) -> None:
+        if len(self.users) < 2 or tenant_of(owner) not in set(map(tenant_of, self.users)):
+            self.users.add(owner)
+
+    def says(self, owner: str, *, right: bool) -> bool:
+        """Whether it counts what an owner says: each is heard once, and only so many are."""
+        said = (owner, right)
+        if said in self.spoke or len(self.spoke) >= MOST_SAID:
+            return False
+        self.spoke.add(said)
+        return True
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether enough of those who share it have complained: two tenants where several do, two
+        users where several of one do; else the one."""
+        complained = {owner for owner, right in self.spoke if not right}
+        if len(set(map(tenant_of, self.users))) > 1:
+            return len(set(map(tenant_of, complained))) > 1
+        return len(complained) >= min(2, len(self.users))
 
 
 @dataclass(frozen=True, slots=True)

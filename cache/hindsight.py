@@ -4,8 +4,9 @@
 is compared with what was given. Complaints count as labels, praise does not: people complain of
 what is wrong and are silent otherwise, so that counting both as a sample would be a bias, and this
 way the bias is on the safe side. A kept answer of which there is more to complain than to confirm
-is dropped. What a caller holds for right is compared and never served: else a user could write the
-answers of others.
+is dropped, once two of those who share it have complained: of the end users, or of the tenants in a
+group. Each is heard once of one answer, whatever ids they got it under. What a caller holds for
+right is compared and never served: else a user could write the answers of others.
 
 *Asking again.* A user who gets a hit and within a minute asks the same in other words was not
 helped. That alone proves nothing (people also ask two things that are alike), so it is no label
@@ -39,6 +40,8 @@ class Given:
     is no decision to be judged)."""
 
     tenant: str
+    owner: str
+    """The end user, where one was named."""
     space: Space
     group: int
     decision: tuple[Sighting, Verdict] | None
@@ -47,7 +50,8 @@ class Given:
 
 
 Hearing: TypeAlias = Literal["taught", "unchanged", "unknown"]
-"""What feedback came to. `unchanged`: the answer was spoken of before, or is no longer kept."""
+"""What feedback came to. `unchanged`: the answer was spoken of before, also under another id by the
+same user, or is no longer kept."""
 
 
 class Hindsight:
@@ -71,7 +75,7 @@ class Hindsight:
         self, answer: str, score: float, *, tenant: str, scope: str, correct: str | None
     ) -> Hearing:
         """What someone says of an answer given to `tenant` in `scope`. A score below .5, or a
-        `correct` answer that says something else, is a complaint. Each answer is heard of once."""
+        `correct` answer that says something else, is a complaint. Each id is heard of once."""
         given = self._given.get(answer)
         if given is None or (given.tenant, given.space.origin.scope) != (tenant, scope):
             return "unknown"
@@ -82,6 +86,8 @@ class Hindsight:
         right = score >= 0.5
         if correct is not None:
             right = await self._says_the_same(correct, text_of(group.recording), scope)
+        if not group.says(given.owner, right=right):
+            return "unchanged"
         if right:
             given.space.praise(given.group)
         else:
@@ -103,7 +109,9 @@ class Hindsight:
             space.book(sighting, replace(verdict, chance=1.0), right=False, source="feedback")
             patience = 1
         group = space.group(number)
-        if group is not None and group.record.wrong > patience + group.record.right:
+        if group is None or not group.is_refused:
+            return
+        if group.record.wrong > group.record.right + (patience if len(group.users) > 1 else 0):
             space.drop_group(number)
 
     # ------------------------------------------------------------------ asking again

@@ -71,7 +71,7 @@ class Labelling:
         finally:
             asked.close()
         if learnt is not None:
-            given = Given(tenant, asked.space, learnt.group, None)
+            given = Given(tenant, asked.owner, asked.space, learnt.group, None)
             self._hindsight.remember(coming.labels.answer, given)
             if learnt.key is not None and self._keeper is not None:
                 await self._keeper.keep(asked.space, learnt.key, asked.vector)

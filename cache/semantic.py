@@ -240,6 +240,7 @@ class Semantic:
         trail.age_s = max(0.0, now - recording.stored_at)
         ttl_s = min(recording.ttl_s, self._terms_of(call, trail).ttl_s) - trail.age_s
         trail.cache.append(CacheStatus("semantic", hit=True, ttl_s=ttl_s, detail=_worth(verdict)))
+        asked.space.use(group, asked.owner)
         self._remember(asked, trail)
         start, *rest = replay(recording, trail.id)
         assert isinstance(start, Start)
@@ -252,9 +253,8 @@ class Semantic:
         assert seen is not None
         assert verdict is not None
         decision = (seen.sighting, verdict)
-        given = Given(trail.tenant, space, seen.entry.group, decision)
+        given = Given(trail.tenant, asked.owner, space, seen.entry.group, decision)
         self._hindsight.remember(trail.id, given)
-        space.use(seen.entry.group)
         if asked.owner != trail.tenant:
             self._hindsight.served(asked, trail.tenant, self._clock())
 

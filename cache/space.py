@@ -193,6 +193,7 @@ class Space:
         group = self._groups.get(number)
         if group is not None:
             group.recording, group.owner, group.answer = recording, owner, answer
+            group.given_to(owner)
             self._weigh(group)
 
     def add(
@@ -239,6 +240,7 @@ class Space:
         group = Group(entry.group, recording, entry.owner, entry.answer)
         home = self._groups.setdefault(entry.group, group)
         home.keys.add(key)
+        home.given_to(entry.owner)
         self._entries[key] = entry
         home.questions_bytes += entry.held_bytes + self._vector_bytes
         self._index.add(key, vector)
@@ -252,9 +254,10 @@ class Space:
             place = (id(self), group.number)
             self._memory.weigh(*place, group.owner, group.held_bytes, self.drop_group)
 
-    def use(self, number: int) -> None:
-        """The answer of this group is given again."""
-        self._memory.use(id(self), number)
+    def use(self, group: Group, owner: str) -> None:
+        """Its answer is given again."""
+        group.given_to(owner)
+        self._memory.use(id(self), group.number)
 
     def drop(self, key: int, *, told: bool = False) -> None:
         """`told`: the archive knows."""

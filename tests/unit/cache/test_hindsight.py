@@ -23,13 +23,55 @@ async def house() -> AsyncIterator[House]:
 # --------------------------------------------------------------------------- feedback
 
 
-async def test_feedback_on_a_hit_counts_and_two_complaints_drop_it(house: House) -> None:
-    await house.ask(FIRST)
-    for _ in range(2):
-        _, trail = await house.ask(AGAIN)
-        assert await house.tell(trail) == "taught"
+async def complaint(house: House, owner: str, number: int) -> str:
+    """Of somebody who gets a hit, in words of their own."""
+    house.owner, house.clock.now = owner, house.clock.now + 61
+    _, trail = await house.ask(f"{AGAIN} {'so ' * number}", tenant=owner.partition("/")[0])
+    assert trail.cache[0].hit
+    return await house.tell(trail)
+
+
+@pytest.mark.parametrize(
+    ("first", "evil", "second"),
+    [
+        ("shop/good", ("shop/evil",), "shop/ann"),
+        ("good", ("evil",), "ann"),
+        ("good/a", ("evil/a", "evil/b", "evil/c"), "ann"),
+        ("shop", ("shop/evil",), "shop"),
+    ],
+    ids=["users", "tenants of a group", "users of one tenant in a group", "nameless"],
+)
+async def test_a_shared_answer_goes_when_two_who_share_it_complain_and_each_counts_once(
+    house: House, first: str, evil: tuple[str, ...], second: str
+) -> None:
+    house.owner = first
+    await house.ask(FIRST, tenant=first.partition("/")[0])
+    for owner in evil:
+        heard = [await complaint(house, owner, number) for number in range(3)]
+        assert heard == ["taught", "unchanged", "unchanged"]
+    assert house.semantic.state()[0].entries == 1
+    assert house.semantic.state()[0].labels_by_source == {"feedback": len(evil)}
+    assert await complaint(house, second, 0) == "taught"
     assert house.semantic.state()[0].entries == 0
-    assert house.semantic.state()[0].labels_by_source == {"feedback": 2}
+
+
+async def test_who_shares_an_answer_with_nobody_refuses_it_alone(house: House) -> None:
+    await house.ask(FIRST)
+    _, trail = await house.ask(AGAIN)
+    assert await house.tell(trail) == "taught"
+    assert house.semantic.state()[0].entries == 0
+    assert house.semantic.state()[0].labels_by_source == {"feedback": 1}
+
+
+async def test_praise_of_one_user_counts_once(house: House) -> None:
+    await house.ask(FIRST)
+    heard = []
+    for _ in range(3):
+        _, trail = await house.ask(AGAIN)
+        heard.append(await house.tell(trail, 1))
+    assert heard == ["taught", "unchanged", "unchanged"]
+    [space] = house.semantic._spaces._spaces.values()
+    assert next(iter(space._groups.values())).record.right == 1
 
 
 async def test_a_correction_that_says_the_same_is_no_complaint(house: House) -> None:
@@ -75,9 +117,8 @@ async def test_feedback_from_another_scope_is_about_nothing(house: House) -> Non
         for scope in ("user:shop/bob", "tenant:shop", f"alone:{answer.id}"):
             assert await house.tell(answer, scope=scope) == "unknown"
     assert house.semantic.state()[0].labels_by_source == {}
-    for answer in (hit, fresh):
-        assert await house.tell(answer, scope="user:shop/ann") == "taught"
-    assert house.semantic.state()[0].labels_by_source == {"feedback": 2}
+    assert await house.tell(hit, scope="user:shop/ann") == "taught"
+    assert house.semantic.state()[0].labels_by_source == {"feedback": 1}
 
 
 # --------------------------------------------------------------------------- asking again
