@@ -267,6 +267,7 @@ class Space:
         if self.journal is not None and not told:
             self.journal.drop(key)
         self._index.remove(key)
+        self.policy.forget(key)
         self._quota.remove(id(self), key)
         group = self._groups[entry.group]
         group.keys.discard(key)

@@ -92,6 +92,9 @@ class Policy(Protocol):
     def skip(self) -> None:
         """A request of the namespace came by without any neighbour."""
 
+    def forget(self, key: int) -> None:
+        """A kept question is gone."""
+
     def follow(self, max_error: float) -> None:
         """What is promised from now on, if this policy promises anything."""
 

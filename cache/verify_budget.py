@@ -166,6 +166,9 @@ class Budgeted:
     def skip(self) -> None:
         self._count(1.0)
 
+    def forget(self, key: int) -> None:
+        """What was learnt is of the namespace and not of a question."""
+
     def follow(self, max_error: float) -> None:
         """The operator promises something else from now on. What was learnt stays."""
         if max_error == self.terms.max_error:

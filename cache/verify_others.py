@@ -46,6 +46,9 @@ class Static:
     def skip(self) -> None:
         """Nor does it count."""
 
+    def forget(self, key: int) -> None:
+        """It knows of none."""
+
     def follow(self, max_error: float) -> None:
         """Nor does it promise."""
 
@@ -116,6 +119,9 @@ class VCache:
     def skip(self) -> None:
         """vCache counts per entry only."""
 
+    def forget(self, key: int) -> None:
+        self._pairs.pop(key, None)
+
     def follow(self, max_error: float) -> None:
         self._max_error = max_error
 
@@ -147,6 +153,9 @@ class Pooled:
     def skip(self) -> None:
         self._count()
         self._window.append((-1.0, False, 1.0))
+
+    def forget(self, key: int) -> None:
+        """Its labels are of the namespace."""
 
     def follow(self, max_error: float) -> None:
         self._max_error = max_error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import AsyncIterator
 from contextlib import aclosing
@@ -21,7 +22,7 @@ from cache.space import SPACE_BYTES
 from cache.verify import Neighbour, Policy, Record, Verdict, sight
 from cache.verify_budget import Budgeted
 from cache.verify_facts import FEATURES
-from cache.verify_others import Static
+from cache.verify_others import Static, VCache
 from engine.contract import (
     Call,
     Directives,
@@ -482,6 +483,18 @@ async def test_a_scope_forgets_its_longest_unused_namespace_beyond_its_bound() -
         hits.append(trail.cache[0].hit)
     house.embedder.close()
     assert hits == [True, True, True, False]
+
+
+async def test_vcache_forgets_what_it_learnt_of_questions_that_are_gone() -> None:
+    policy = VCache(0.05, random.Random(1))
+    house = House(policy=policy, bounds=Bounds(max_entries=2))
+    for word in ("apple", "banana", "cherry"):
+        for _ in range(2):
+            await house.ask(f"{word} {word}ish {word}like")
+    assert 0 < len(policy._pairs) <= 2
+    await house.semantic.purge()
+    house.embedder.close()
+    assert not policy._pairs
 
 
 async def test_an_answer_can_be_purged_by_its_id(house: House) -> None:
