@@ -303,7 +303,13 @@ def read_options() -> argparse.Namespace:
     gpu.add_argument("--shape", action="append", choices=["8b", "0.6b", "tiny"])
     gpu.add_argument("--rows", default="start,single,batch,shared,ttft")
     gpu.add_argument("--trace", type=Path, help="conversation_trace.jsonl of Mooncake")
-    gpu.add_argument("--profile", action="store_true", help="say where the GPU's time goes")
+    gpu.add_argument(
+        "--no-profile",
+        dest="profile",
+        action="store_false",
+        help="do not say where the time of a short pass of each row goes",
+    )
+    gpu.add_argument("--kernels", action="store_true", help="name the costliest kernels as well")
     return parser.parse_args()
 
 

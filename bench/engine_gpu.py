@@ -13,12 +13,15 @@ jinja2.
              cold: a new common part in each repeat; warm: the last one again, own parts new
     ttft     one request: 1,024 in; 8,192 in; the same 8,192 again               ms
     trace    (--trace FILE) Mooncake's conversations at an eighth of their length  tokens/s
-    start    process start → first answer                                        s
+    start    start of a new process → its first answer, all that CUDA needs included  s
 
 The bound of each row is the larger of memory and arithmetic, from what this card reached in this
 run on a copy of 4 GiB and a product of 8,192³, with: every weight but the embedding read once a
 step; each key and value read once (a shared prefix once for all); 2 FLOP a weight and token, and
 4 · context · q_size a layer and token for attention. It knows no launch and no host.
+
+Behind the rows, engine_gpu_where.py tells where the time of a short pass of each goes
+(--no-profile: not).
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -36,45 +39,55 @@ import torch
 
 from bench.engine_gpu_alone import Alone, make_gpu_lane
 from bench.engine_gpu_bound import Bound, Card, measure_card
+from bench.engine_gpu_rows import Row, first_answer, show, start_anew
 from bench.engine_gpu_shapes import GOALS, PAGE, SEED, SHAPES, VLLM
-from bench.engine_gpu_where import Where, profile_rows
+from bench.engine_gpu_trace import read_trace
+from bench.engine_gpu_where import Where, profiled
 from engine.lane import Lane
 from engine.loading import read_config
 
 RESULTS = Path(__file__).parent / "results" / "engine-gpu.json"
-TRACE_BLOCK = 512
-"""Tokens of a block in Mooncake's traces (Qin et al., FAST '25)."""
-TRACE_SCALE = 8
 TRACE_STREAMS = 64
 
 
-@dataclass
-class Row:
-    shape: str
-    name: str
-    value: float
-    unit: str
-    spread: tuple[float, float]
-    bound: float
-    share: float
-    """Of the bound: 1 is the bound itself."""
-    vllm_h200: float | None
-    goal_h200: float | None
-    steps: int
-    step_ms: float
-    host_us: float
-    """A step's time in which the engine's thread worked, not waited for the GPU."""
-
-
 class Bench:
-    def __init__(self, shape: str, alone: Alone, card: Card, repeats: int) -> None:
+    def __init__(self, shape: str, alone: Alone, card: Card, options: argparse.Namespace) -> None:
         self.shape = shape
         self._alone = alone
-        self._repeats = repeats
+        self._options = options
+        self._repeats = options.repeats
         self._rng = np.random.default_rng(SEED)
         self.config = read_config(SHAPES[shape])
         self._bound = Bound(self.config, card)
         self.rows: list[Row] = []
+        self.where: list[Where] = []
+        self._probes: list[tuple[str, Callable[[], object]]] = []
+
+    def run(self, wanted: list[str]) -> None:
+        """The rows that are wanted."""
+        began = time.perf_counter()
+        self._alone.timed(self.shape).prepared.wait()
+        taken = time.perf_counter() - began
+        print(f"{self.shape:>5} compiled and captured the rest in {taken:.1f} s", flush=True)
+        for name in ("single", "batch", "shared", "ttft"):
+            if name in wanted:
+                getattr(self, name)()
+        if self._options.trace is not None:
+            self.trace(self._options.trace)
+        self._alone.close()
+
+    def look(self) -> None:
+        """Where the time of a short pass of each row goes. After all rows are measured: what the
+        profiler leaves behind slows launches."""
+        self._alone = Alone(self._alone.lanes)
+        for what, work in self._probes:
+            label = f"{self.shape} {what}"
+            with profiled(label, self.where, self._alone, kernels=self._options.kernels):
+                work()
+        self._alone.close()
+
+    def _probe(self, what: str, work: Callable[[], object]) -> None:
+        self._probes.append((what, work))
 
     def ids(self, count: int) -> np.ndarray:
         return self._rng.integers(10, self.config.vocab, count).astype(np.int32)
@@ -109,6 +122,8 @@ class Bench:
             return 256 / taken, taken
 
         self._row("single", "tok/s", self._bound.single(128, 256), work)
+        prompt = self.ids(128)
+        self._probe("single, 32 tokens", lambda: self._alone.answer([(self.shape, prompt, 32)]))
 
     def batch(self) -> None:
         def work() -> tuple[float, float]:
@@ -117,20 +132,28 @@ class Bench:
             return 128 * 128 / taken, taken
 
         self._row("batch", "tok/s", self._bound.batch(128, 512, 128), work)
+        asked = [(self.shape, self.ids(512), 16) for _ in range(128)]
+        self._probe("batch, 16 tokens", lambda: self._alone.answer(asked))
 
     def shared(self) -> None:
         common = self.ids(2048)
 
-        def work(*, fresh: bool) -> tuple[float, float]:
+        def work(*, fresh: bool, count: int = 64) -> tuple[float, float]:
             nonlocal common
             common = self.ids(2048) if fresh else common
-            asked = [(self.shape, np.concatenate((common, self.ids(64))), 64) for _ in range(128)]
+            asked = [
+                (self.shape, np.concatenate((common, self.ids(64))), count) for _ in range(128)
+            ]
             taken = self._alone.answer(asked)
-            return 128 * 64 / taken, taken
+            return 128 * count / taken, taken
 
         for name, fresh in (("shared cold", True), ("shared warm", False)):
             bound = self._bound.shared(128, 2048, 64, 64, warm=not fresh)
             self._row(name, "tok/s", bound, lambda fresh=fresh: work(fresh=fresh))  # type: ignore[misc]
+            self._probe(
+                f"{name}, 16 tokens",
+                lambda fresh=fresh: work(fresh=fresh, count=16),  # type: ignore[misc]
+            )
 
     def ttft(self) -> None:
         prompt = self.ids(8192)
@@ -155,6 +178,7 @@ class Bench:
                 bound * 1e3,
                 lambda count=count, fresh=fresh: work(count, fresh=fresh),  # type: ignore[misc]
             )
+            self._probe(name, lambda count=count, fresh=fresh: work(count, fresh=fresh))  # type: ignore[misc]
 
     def trace(self, path: Path) -> None:
         """Mooncake's conversations, lengths and blocks an eighth of theirs, in their order, 64 at a
@@ -176,132 +200,103 @@ class Bench:
             return wanted / taken, taken
 
         self._row("trace", "tok/s", bound, work)
+        some = [(prompt, min(out, 16)) for prompt, out in asked[:TRACE_STREAMS]]
+        self._probe(
+            f"trace, its first {len(some)}, 16 tokens at most",
+            lambda: self._alone.in_turn(self.shape, some, TRACE_STREAMS),
+        )
         prompts = sum(len(prompt) for prompt, _ in asked)
         print(f"      {len(asked)} conversations, {prompts:,} tokens in of which {fresh:,} new")
 
-    def start(self, began_s: float) -> None:
-        """The first answer of this process; `began_s` of wall time have passed before."""
-        taken = began_s + self._alone.answer([(self.shape, self.ids(128), 16)])
-        goal = GOALS.get(self.shape, {}).get("start")
-        vllm = VLLM.get(self.shape, {}).get("start")
-        row = Row(
-            self.shape, "start", taken, "s", (taken, taken), 0.0, 0.0, vllm, goal, 0, 0.0, 0.0
-        )  # fmt: skip
-        self.rows.append(row)
-        show(row)
 
-
-def read_trace(path: Path, vocab: int) -> tuple[list[tuple[np.ndarray, int]], int]:
-    """Prompts and answer lengths; and how many tokens stand in no earlier prompt's blocks."""
-    asked, known, fresh = [], set(), 0
-    for line in path.read_text().splitlines():
-        told = json.loads(line)
-        length = max(2, told["input_length"] // TRACE_SCALE)
-        blocks = [
-            np.random.default_rng(block).integers(10, vocab, TRACE_BLOCK // TRACE_SCALE)
-            for block in told["hash_ids"]
-        ]
-        prompt = np.concatenate(blocks)[:length].astype(np.int32)
-        fresh += sum(
-            min(TRACE_BLOCK // TRACE_SCALE, length - at * TRACE_BLOCK // TRACE_SCALE)
-            for at, block in enumerate(told["hash_ids"])
-            if block not in known
-        )
-        known |= set(told["hash_ids"])
-        asked.append((prompt, max(1, told["output_length"] // TRACE_SCALE)))
-    return asked, fresh
-
-
-def show(row: Row) -> None:
-    reference = "" if row.vllm_h200 is None else f"  vLLM(H200) {row.vllm_h200:8,.0f}"
-    goal = "" if row.goal_h200 is None else f"  goal(H200) {row.goal_h200:8,.0f}"
-    print(
-        f"{row.shape:>5} {row.name:<13} {row.value:9,.1f} {row.unit:<5}"
-        f" ({row.spread[0]:,.1f}–{row.spread[1]:,.1f})  bound {row.bound:9,.1f}"
-        f" share {row.share:5.0%}{reference}{goal}"
-        f"  steps {row.steps} × {row.step_ms:.3f} ms, host {row.host_us:.0f} µs",
-        flush=True,
-    )
-
-
-def process_age_s() -> float:
-    """Seconds since this process was started."""
-    started = float(Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19])
-    ticks = 100.0
-    uptime = float(Path("/proc/uptime").read_text().split()[0])
-    return uptime - started / ticks
+def asked_together(shape: str, wanted: int) -> list[tuple[str, np.ndarray, int]]:
+    """New ones in each call."""
+    rng = np.random.default_rng()
+    vocab = int(SHAPES[shape]["vocab_size"])
+    return [(shape, rng.integers(10, vocab, 128).astype(np.int32), wanted) for _ in range(32)]
 
 
 def together(alone: Alone, shapes: list[str], repeats: int) -> dict[str, float]:
-    """Tokens per second of each model alone, and of both at once: 32 requests each, 128 → 128."""
-    rng = np.random.default_rng(SEED)
-
-    def asked(shape: str) -> list[tuple[str, np.ndarray, int]]:
-        vocab = int(SHAPES[shape]["vocab_size"])
-        return [(shape, rng.integers(10, vocab, 128).astype(np.int32), 128) for _ in range(32)]
-
+    """Tokens per second of each model alone, of both at once, and of each while both are asked, up
+    to its own last answer: 32 requests each, 128 → 128."""
     found: dict[str, float] = {}
     for label, who in (*((s, [s]) for s in shapes), ("together", shapes)):
-        alone.answer([one for shape in who for one in asked(shape)])
-        seconds = [
-            alone.answer([one for shape in who for one in asked(shape)]) for _ in range(repeats)
-        ]
-        found[label] = len(who) * 32 * 128 / statistics.median(seconds)
+        seconds: dict[str, list[float]] = {shape: [] for shape in who}
+        whole = []
+        for _ in range(repeats + 1):  # the first warms up
+            ended = alone.answer_each([one for s in who for one in asked_together(s, 128)])
+            whole.append(max(ended.values()))
+            for shape in who:
+                seconds[shape].append(ended[shape])
+        found[label] = len(who) * 32 * 128 / statistics.median(whole[1:])
         print(f"two models: {label:<9} {found[label]:9,.0f} tok/s", flush=True)
+    for shape in shapes:
+        rate = found[f"{shape} beside the other"] = 32 * 128 / statistics.median(seconds[shape][1:])
+        share = rate / found[shape]
+        print(f"two models: {shape:<9} {rate:9,.0f} tok/s beside the other, {share:.0%} of alone")
     one_after_another = sum(32 * 128 / found[shape] for shape in shapes)
     found["of one after another"] = len(shapes) * 32 * 128 / found["together"] / one_after_another
     print(f"two models: together takes {found['of one after another']:.0%} of one after another")
     return found
 
 
+def write(path: Path, **found: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"date": time.strftime("%Y-%m-%d"), **found}, indent=2))
+
+
+def look_at_all(
+    benches: list[Bench], lanes: dict[str, Lane], options: argparse.Namespace
+) -> list[Where]:
+    """Where the time of short passes goes: of each row, and of two models together."""
+    print("Where the time of short passes goes, under the profiler:")
+    for bench in benches:
+        bench.look()
+    where = [one for bench in benches for one in bench.where]
+    if len(lanes) > 1:
+        alone = Alone(lanes)
+        with profiled("two models, 16 tokens", where, alone, kernels=options.kernels):
+            alone.answer([one for shape in lanes for one in asked_together(shape, 16)])
+        alone.close()
+    return where
+
+
 def run(options: argparse.Namespace) -> None:
     """All shapes asked for, one after another; with two, both together at the end."""
+    wanted = options.rows.split(",")
+    if wanted == ["start"] and len(options.shape) == 1:
+        row = first_answer(options.shape[0])
+        show(row)
+        return write(options.json, rows=[asdict(row)])
+    rows = [start_anew(shape) for shape in options.shape if "start" in wanted]
+    for row in rows:
+        show(row)
     device = torch.device("cuda", 0)
-    started = process_age_s()
     card = measure_card(device)
-    spent = process_age_s() - started
     print(
         f"{card.name}: copies {card.copy_bytes_s / 1e12:.2f} TB/s, "
         f"multiplies {card.flop_s / 1e12:.0f} TFLOP/s",
         flush=True,
     )
-    wanted = options.rows.split(",")
-    rows: list[Row] = []
-    where: list[Where] = []
+    benches: list[Bench] = []
     lanes: dict[str, Lane] = {}
     for index, shape in enumerate(options.shape):
         share = 0.9 if index == len(options.shape) - 1 else 0.5
-        age, began = process_age_s() - spent, time.perf_counter()
         lanes[shape] = make_gpu_lane(shape, shape, device, share)
-        alone = Alone({shape: lanes[shape]})
-        bench = Bench(shape, alone, card, options.repeats)
-        if "start" in wanted and index == 0:  # only a process's first model starts from nothing
-            bench.start(age + time.perf_counter() - began)
-        if wanted != ["start"]:
-            began = time.perf_counter()
-            alone.timed(shape).prepared.wait()
-            taken = time.perf_counter() - began
-            print(f"{shape:>5} compiled and captured the rest in {taken:.1f} s")
-        for name in ("single", "batch", "shared", "ttft"):
-            if name in wanted:
-                getattr(bench, name)()
-        if options.trace is not None:
-            bench.trace(options.trace)
-        if options.profile:
-            where += profile_rows(shape, bench.ids, alone)
-        alone.close()
+        bench = Bench(shape, Alone({shape: lanes[shape]}), card, options)
+        bench.run(wanted)
         rows += bench.rows
-    found = {}
+        benches.append(bench)
+    found: dict[str, float] = {}
     if len(lanes) > 1:
         alone = Alone(lanes)
         found = together(alone, options.shape, options.repeats)
         alone.close()
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    written = {
-        "card": asdict(card),
-        "date": time.strftime("%Y-%m-%d"),
-        "rows": [asdict(row) for row in rows],
-        "together": found,
-        "where": [asdict(one) for one in where],
-    }
-    options.json.write_text(json.dumps(written, indent=2))
+    where = look_at_all(benches, lanes, options) if options.profile else []
+    return write(
+        options.json,
+        card=asdict(card),
+        rows=[asdict(row) for row in rows],
+        together=found,
+        where=[asdict(one) for one in where],
+    )

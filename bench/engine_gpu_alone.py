@@ -146,15 +146,19 @@ class Alone:
 
     def answer(self, asked: list[tuple[str, np.ndarray, int]]) -> float:
         """Ask all at once; seconds until the last answer is whole."""
+        return max(self.answer_each(asked).values())
+
+    def answer_each(self, asked: list[tuple[str, np.ndarray, int]]) -> dict[str, float]:
+        """The same for each model: seconds until its last answer."""
         began = time.perf_counter()
-        for name, prompt, wanted in asked:
-            self.submit(name, prompt, wanted)
-        last = began
+        whose = {self.submit(name, prompt, wanted)[0]: name for name, prompt, wanted in asked}
+        last: dict[str, float] = {}
         for _ in asked:
             counter = self._ended.get(timeout=300)
             assert isinstance(counter.end, End), counter.end
-            last = max(last, counter.at)
-        return last - began
+            name = whose[counter]
+            last[name] = max(last.get(name, 0.0), counter.at - began)
+        return last
 
     def in_turn(self, name: str, asked: list[tuple[np.ndarray, int]], streams: int) -> None:
         """Ask for these prompts and answer lengths in order, `streams` of them at any time."""
