@@ -2,13 +2,16 @@
 
 The semantic cache and this endpoint share one thread, and the cache's requests wait in front of an
 answer. So all callers here together put at most `ABREAST` texts into its queue at a time, taken in
-turn by text and not by request: neither does a large batch hold up a small one.
+turn by text and not by request: neither does a large batch hold up a small one. And since one
+request may be 2,048 texts, its tokens count to the tenant's `tpm`: by estimate before, as they were
+afterwards.
 """
 
 from __future__ import annotations
 
 import asyncio
 import base64
+import math
 from typing import Annotated, Any, Literal, Protocol
 
 import msgspec
@@ -16,6 +19,7 @@ import numpy as np
 from fastapi import APIRouter, Request
 from numpy.typing import NDArray
 
+from cascade.price import CHARS_PER_TOKEN
 from engine.contract import BadCall, Overloaded, UnknownModel
 from gateway.api.desk import Desk, body_of
 from gateway.wire.parse import Decoder
@@ -69,7 +73,14 @@ def router(desk: Desk, vectors: Vectors | None) -> APIRouter:
                 raise _missing()
             asked = await desk.read(request, decoder)
             texts = _texts(asked)
-            return await queue.answer(asked, texts, f"embeddings:{tenant.name}")
+            guess = math.ceil(sum(map(len, texts)) / CHARS_PER_TOKEN)
+            held = await desk.limits.admit_tokens(tenant.name, guess)
+            counted: list[int] = []
+            try:
+                return await queue.answer(asked, texts, f"embeddings:{tenant.name}", counted)
+            finally:
+                if held is not None:
+                    held.settle(sum(counted))
 
     return routes
 
@@ -81,8 +92,9 @@ class _Queue:
         self._inside = 0
 
     async def answer(
-        self, asked: EmbeddingsRequest, texts: list[str], scope: str
+        self, asked: EmbeddingsRequest, texts: list[str], scope: str, counted: list[int]
     ) -> dict[str, Any]:
+        """`counted` gets the tokens of each text that was embedded, also where one fails."""
         if asked.model != self._vectors.name:
             raise UnknownModel(
                 f"There is no embedding model {asked.model!r} here; there is "
@@ -94,14 +106,14 @@ class _Queue:
             raise _away("too many requests wait to be embedded")
         self._inside += 1
         try:
-            return await self._answer(asked, texts, scope)
+            return await self._answer(asked, texts, scope, counted)
         except Away as error:
             raise _away(str(error)) from None
         finally:
             self._inside -= 1
 
     async def _answer(
-        self, asked: EmbeddingsRequest, texts: list[str], scope: str
+        self, asked: EmbeddingsRequest, texts: list[str], scope: str, counted: list[int]
     ) -> dict[str, Any]:
         dimensions = await self._vectors.ready()
         if asked.dimensions not in {None, dimensions}:
@@ -111,13 +123,13 @@ class _Queue:
                 param="dimensions",
                 code="invalid_value",
             )
-        data, tokens = [], 0
+        data = []
         for index, text in enumerate(texts):
-            vector, counted = await self._one(index, text, scope)
-            tokens += counted
+            vector, tokens = await self._one(index, text, scope)
+            counted.append(tokens)
             shown = _shown(vector, asked.encoding_format)
             data.append({"object": "embedding", "index": index, "embedding": shown})
-        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+        usage = dict.fromkeys(("prompt_tokens", "total_tokens"), sum(counted))
         return {"object": "list", "data": data, "model": asked.model, "usage": usage}
 
     async def _one(self, index: int, text: str, scope: str) -> tuple[NDArray[np.float32], int]:

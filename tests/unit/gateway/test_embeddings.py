@@ -106,6 +106,25 @@ async def test_keys_limits_and_bounds_hold_here_too() -> None:
         assert (await ask(running, "long " * 60)).status_code == 413
 
 
+async def test_tokens_count_to_the_tenants_rate_as_they_were() -> None:
+    """They are guessed from characters (here too low), and what failed at its end counts, too."""
+    keyed = Tenant(name="t", keys=(hashlib.sha256(b"sk-t").hexdigest(),), tpm=300)
+    short, too_long = "a a a a a a", "a " * 200
+    batches = [[short] * 40, [*[short] * 40, too_long]]
+    codes = []
+    for batch in ([short] * 200, *batches):
+        async with gateway(settings=settings_for_tests(tenants=(keyed,))) as running:
+            running.client.headers["authorization"] = "Bearer sk-t"
+            for texts in (batch, [short] * 40):
+                reply = await ask(running, texts)
+                codes.append((reply.status_code, reply.json().get("error", {}).get("code")))
+    assert codes == [
+        (400, "request_too_large"), (200, None),
+        (200, None), (429, "rate_limit_exceeded"),
+        (400, "invalid_value"), (429, "rate_limit_exceeded"),
+    ]  # fmt: skip
+
+
 async def test_a_large_batch_leaves_the_embedder_to_others() -> None:
     """All of its texts but two wait outside of the queue that the semantic cache stands in."""
     gate = threading.Event()
