@@ -416,6 +416,28 @@ async def test_a_broken_step_fails_its_requests_and_the_engine_goes_on() -> None
     assert "no such kernel" not in reports[0]
 
 
+async def test_who_fails_with_others_is_told_its_own_id_only() -> None:
+    gate = Gate()
+    reports: list[str] = []
+
+    def broken(chunks: list[Chunk]) -> None:
+        gate(chunks)
+        raise RuntimeError("no such kernel")
+
+    runner = KvRunner(64, 4, broken, depth=2)
+    lane = fake_lane(runner=runner)
+    async with serving(lane, report=lambda message, _: reports.append(message)) as engine:
+        answerer = engine.answerer("small")
+        trails = [Trail(f"r-{name}", name) for name in ("ann", "bob", "cleo")]
+        asking = [asyncio.create_task(ask(answerer, chat(t.tenant), t)) for t in trails]
+        await until(lambda: engine._loop.num_live == 3)
+        gate.open()
+        failed = await asyncio.gather(*asking, return_exceptions=True)
+    for trail, error in zip(trails, failed, strict=True):
+        assert [t.id for t in trails if t.id in str(error)] == [trail.id]
+    assert all(any(t.id in line for line in reports) for t in trails), "the log has them all"
+
+
 async def test_a_step_that_fails_after_its_launch_takes_the_prefixes_along() -> None:
     gate = Gate(steps=20)
     broken = threading.Event()
