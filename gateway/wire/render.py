@@ -140,12 +140,15 @@ def _head(prefix: str, kind: str, start: Start, look: Look) -> bytes:
 
 
 def usage_json(usage: Usage) -> bytes:
+    """What was saved: what the answer takes and was not computed for this request, be it all of it
+    or a prompt's beginning."""
     prompt, completion = usage.prompt_tokens, usage.completion_tokens
+    saved = max(0, prompt + completion - usage.computed_tokens)
     return (
         f'{{"prompt_tokens":{prompt},"completion_tokens":{completion},'
         f'"total_tokens":{prompt + completion},'
         f'"prompt_tokens_details":{{"cached_tokens":{usage.cached_tokens}}},'
-        f'"sluice":{{"computed_tokens":{usage.computed_tokens}}}}}'
+        f'"sluice":{{"computed_tokens":{usage.computed_tokens},"saved_tokens":{saved}}}}}'
     ).encode()
 
 

@@ -72,7 +72,7 @@ async def test_a_chat_answer_has_openais_shape() -> None:
             "completion_tokens": 3,
             "total_tokens": 8,
             "prompt_tokens_details": {"cached_tokens": 2},
-            "sluice": {"computed_tokens": 6},
+            "sluice": {"computed_tokens": 6, "saved_tokens": 2},
         },
     }
 
