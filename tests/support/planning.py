@@ -102,6 +102,20 @@ class House:
         self.together += not out
         assert self.alone <= self.together + EIGHTH
 
+    def lack(self) -> None:
+        """Memory runs out in the next step: it is not launched, and those to come are smaller."""
+        while self.flying:
+            self.read()
+        self.now += 1.0
+        chunks = self.scheduler.plan()
+        self.together += 1  # at most; it is not told who sat this one out
+        if chunks:
+            self.scheduler.shrink(chunks)
+            tokens, rows = self.scheduler.most
+            assert tokens <= max(1, sum(c.length for c in chunks) // 2)
+            assert self.scheduler.num_running <= rows <= max(1, len(chunks) // 2)
+        self.check()
+
     def read(self) -> None:
         """What the oldest step drew."""
         for sampled in self.flying.pop(0).result() if self.flying else ():

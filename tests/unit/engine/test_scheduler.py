@@ -346,6 +346,7 @@ OPS = st.one_of(
         st.integers(1, 3),
     ),
     st.tuples(st.just("step"), st.integers(1, 5)),
+    st.tuples(st.just("lack")),
     st.tuples(st.just("cancel"), st.integers(0, 30)),
 )
 
@@ -364,6 +365,9 @@ def test_whatever_comes_and_goes_every_page_is_accounted_for_and_everyone_is_ser
             for _ in range(int(args[0])):  # type: ignore[call-overload]
                 if house.scheduler.has_work:
                     house.step()
+        elif op == "lack":
+            if house.scheduler.has_work:
+                house.lack()
         elif alive:
             house.scheduler.drop(alive.pop(int(args[0]) % len(alive)))  # type: ignore[call-overload]
             house.check()
