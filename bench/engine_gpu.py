@@ -271,6 +271,8 @@ def run(options: argparse.Namespace) -> None:
     rows = [start_anew(shape) for shape in options.shape if "start" in wanted]
     for row in rows:
         show(row)
+    if wanted == ["start"]:
+        return write(options.json, rows=[asdict(row) for row in rows])
     device = torch.device("cuda", 0)
     card = measure_card(device)
     print(
