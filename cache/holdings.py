@@ -87,8 +87,9 @@ class Holdings(Generic[K]):
 
     def weigh(self, item: K, weight: int) -> None:
         owner, before = self._items[item]
-        self._items[item] = (owner, weight)
-        self._change(owner, weight - before)
+        if weight != before:
+            self._items[item] = (owner, weight)
+            self._change(owner, weight - before)
 
     def owner(self, item: K) -> str:
         return self._items[item][0]

@@ -70,8 +70,8 @@ def router(desk: Desk, learners: Mapping[str, Learner]) -> APIRouter:
             raise NoSuchPath(
                 f"Nothing can be learnt about answer {said.id!r}: it is not known here, or not any "
                 "more. Feedback is for semantic hits and for answers of `auto` where shadow_share "
-                "is set, soon after they were given, and where cache_scope is user it names the "
-                "`user` that the answer was given to.",
+                "is set, soon after they were given and to the gateway that gave them, and where "
+                "cache_scope is user it names the `user` that the answer was given to.",
                 param="id",
                 code="no_such_answer",
             )

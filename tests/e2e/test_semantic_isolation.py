@@ -182,5 +182,22 @@ async def test_one_end_user_who_makes_namespaces_pushes_out_nobody_elses() -> No
         assert origin(again) == "semantic"
 
 
+async def test_no_tenant_of_a_group_takes_away_what_another_keeps_there_by_complaints() -> None:
+    async with gateway() as running:
+        await ask(running, ASKED, ONE)
+        taught = []
+        for number in range(4):
+            hit = await ask(running, f"{AGAIN}{'!' * number}", TWO, user=f"evil{number}")
+            assert origin(hit) == "semantic"
+            reply = await running.client.post(
+                "/v1/feedback",
+                json={"id": hit.json()["id"], "score": 0},
+                headers={"authorization": f"Bearer {TWO}"},
+            )
+            taught += reply.json()["taught"]
+        assert taught == ["semantic"] * 4
+        assert origin(await ask(running, "How could I reset my password?", ONE)) == "semantic"
+
+
 def entries(running: Running) -> int:
     return sum(state.entries for state in states(running))
