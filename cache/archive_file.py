@@ -3,7 +3,7 @@
 questions   one row each
 summaries   one row a namespace
 lessons     those after the summary; without one the last KEPT_TAIL of a namespace
-            (of both, the namespaces of a room that learnt last)
+            (of both, the namespaces of a scope that learnt last)
 
 What a room (cache/who.py) may keep is bounded, and so is the whole. In a room with too much the
 tenant that holds most loses, and in it the end user who does: the oldest of theirs. Where all rooms
@@ -21,6 +21,7 @@ from typing import Final, TypeAlias
 import msgspec
 
 from cache.archive import KEPT_TAIL, LIFE_S, Dropped, Erasure, Kept, Lesson, Summary
+from cache.key import FAMILY_BYTES
 from cache.replay import bytes_of_tags
 from cache.store.base import Clock
 from cache.store.sqlite_open import (
@@ -98,8 +99,9 @@ DELETE FROM lessons WHERE rowid IN (SELECT rowid FROM (
 
 _TRIM_NAMESPACES: Final = """
 DELETE FROM {table} WHERE namespace IN (SELECT namespace FROM (
-    SELECT namespace, row_number() OVER (PARTITION BY room ORDER BY max(at) DESC) AS place
-    FROM {table} GROUP BY namespace) WHERE place > ?)
+    SELECT namespace, row_number() OVER (
+        PARTITION BY substr(namespace, -:family) ORDER BY max(at) DESC) AS place
+    FROM {table} GROUP BY namespace) WHERE place > :most)
 """
 
 _LEARNT: Final = """
@@ -214,6 +216,8 @@ class ArchiveFile:
         self._db.executemany(query, heard)
 
     def _evict(self) -> None:
+        if self._learnt > self._max_bytes:  # before the next sweep would see to it
+            self._trim_learnt()
         for room in [name for name, held in self._rooms.items() if held > self._room_bytes]:
             self._shrink([room], int(self._room_bytes * (1 - _SLACK)))
         left = self._max_bytes - min(self._learnt, self._max_bytes // 2)
@@ -287,7 +291,8 @@ class ArchiveFile:
             self._db.execute("DELETE FROM lessons WHERE at <= ?", (now - LIFE_S,))
             self._db.execute(_TRIM_LESSONS, (KEPT_TAIL,))
             for table in ("summaries", "lessons"):
-                self._db.execute(_TRIM_NAMESPACES.format(table=table), (self._max_namespaces,))
+                most = {"family": FAMILY_BYTES, "most": self._max_namespaces}
+                self._db.execute(_TRIM_NAMESPACES.format(table=table), most)
             self._trim_learnt()
             query = "SELECT room, sum(held_bytes) FROM questions GROUP BY room"
             self._rooms = Counter(dict(self._db.execute(query).fetchall()))

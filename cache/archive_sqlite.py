@@ -54,8 +54,8 @@ class SqliteArchive:
         queue_bytes: int = _QUEUE_BYTES,
         sweep_every_s: float = SWEEP_EVERY_S,
     ) -> None:
-        """`scope_bytes` and `max_namespaces` bound what each room may keep (cache/who.py),
-        `max_bytes` the whole."""
+        """`scope_bytes` bounds what each room may keep (cache/who.py), `max_namespaces` in how many
+        a scope may have learnt, `max_bytes` the whole."""
         self._file = ArchiveFile(
             path, scope_bytes, max_bytes, max_namespaces, clock=clock, on_event=on_event
         )

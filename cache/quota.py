@@ -17,7 +17,8 @@ from cache.holdings import Holdings
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """Of one room. The first two in questions; an owner is an end user, or a tenant."""
+    """Of one room, in questions (an owner is an end user, or a tenant); and of one scope, in
+    namespaces."""
 
     max_entries: int = 50_000
     max_per_owner: int = 50_000

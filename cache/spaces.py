@@ -15,8 +15,9 @@ import asyncio
 import itertools
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, TypeAlias
+from weakref import WeakValueDictionary
 
 from cache.archive import Dropped, Erasure, Kept, Lesson, Lost, News, Summary
 from cache.entry import Coming, Labels, Origin, SpaceState
@@ -43,11 +44,11 @@ PolicyOf: TypeAlias = Callable[[Terms, Sequence[Policy]], Policy]
 
 
 @dataclass(frozen=True, slots=True)
-class _Room:
-    """What those who are bounded together have (cache/who.py)."""
+class _Scope:
+    """The namespaces of one scope, the longest unused first, and whom they count to."""
 
-    quota: Quota
-    held: Holdings[bytes]
+    spaces: OrderedDict[bytes, Space] = field(default_factory=OrderedDict)
+    held: Holdings[bytes] = field(default_factory=Holdings)
 
 
 class Spaces:
@@ -63,7 +64,7 @@ class Spaces:
         memory: Memory,
         on_erase: Callable[[Erasure], None] = lambda _erasure: None,
     ) -> None:
-        """`max_spaces` bounds all rooms together, `bounds` each of them. `dimensions` is asked
+        """`max_spaces` bounds all scopes together, `bounds` each of them. `dimensions` is asked
         when there are vectors; `on_erase` is told of each erasure, another gateway's too."""
         self._policy_of = policy_of
         self._dimensions = dimensions
@@ -76,9 +77,9 @@ class Spaces:
         self._spaces: OrderedDict[bytes, Space] = OrderedDict()
         self._memory = memory
         self._held = Holdings[bytes]()
-        self._rooms: dict[str, _Room] = {}
-        self._scopes: dict[str, OrderedDict[bytes, Space]] = {}
-        """The namespaces of each scope, the longest unused first."""
+        self._scopes: dict[str, _Scope] = {}
+        self._quotas: WeakValueDictionary[str, Quota] = WeakValueDictionary()
+        """Of each room (cache/who.py), as long as it has a namespace."""
         self._terms_for: Callable[[str], Terms] = lambda _scope: Terms()
         self._not_yet = "" if keeper is None else _READING
         self._stale = False
@@ -107,7 +108,7 @@ class Spaces:
             self._use(space, owner)
         space.follow(terms.max_error)
         self._spaces.move_to_end(namespace)
-        self._scopes[origin.scope].move_to_end(namespace)
+        self._scopes[origin.scope].spaces.move_to_end(namespace)
         self._memory.use(id(space), ITSELF)
         self._memory.weigh(
             id(space), ITSELF, owner, space.learnt_bytes, lambda _: self._forget(namespace)
@@ -119,7 +120,7 @@ class Spaces:
         namespace = space.origin.namespace
         maker, tenant = self._held.owner(namespace), tenant_of(owner)
         common = owner != maker != tenant == tenant_of(maker)
-        for held in (self._held, self._rooms[room_of(space.origin.scope)].held):
+        for held in (self._held, self._scopes[space.origin.scope].held):
             if common:
                 held.remove(namespace)
                 held.add(namespace, tenant)
@@ -127,24 +128,24 @@ class Spaces:
                 held.use(namespace)
 
     def _make(self, origin: Origin, terms: Terms, owner: str) -> Space:
-        room = self._rooms.setdefault(
-            room_of(origin.scope), _Room(Quota(self._bounds), Holdings[bytes]())
-        )
-        siblings = self._scopes.setdefault(origin.scope, OrderedDict())
-        recent = itertools.islice(reversed(siblings.values()), MAX_SIBLINGS)
+        room, scope = room_of(origin.scope), self._scopes.setdefault(origin.scope, _Scope())
+        quota = self._quotas.get(room)
+        if quota is None:
+            quota = self._quotas[room] = Quota(self._bounds)
+        recent = itertools.islice(reversed(scope.spaces.values()), MAX_SIBLINGS)
         space = Space(
             origin,
             self._policy_of(terms, [sibling.policy for sibling in recent]),
             self._dimensions(),
-            room.quota,
+            quota,
             self._memory,
             self._keeper.journal(origin, self._clock) if self._keeper else None,
         )
-        self._spaces[origin.namespace] = siblings[origin.namespace] = space
-        for held in (self._held, room.held):
+        self._spaces[origin.namespace] = scope.spaces[origin.namespace] = space
+        for held in (self._held, scope.held):
             held.add(origin.namespace, owner)
-        if len(room.held) > self._bounds.max_namespaces:
-            self._forget(room.held.loser())
+        if len(scope.held) > self._bounds.max_namespaces:
+            self._forget(scope.held.loser())
         elif len(self._held) > self._max_spaces:
             self._forget(self._held.loser())
         return space
@@ -155,15 +156,12 @@ class Spaces:
         self._memory.remove(id(space), ITSELF)
         for coming in self._coming:
             coming.unwanted |= coming.labels.namespace == namespace
-        scope = space.origin.scope
-        del self._scopes[scope][namespace]
-        if not self._scopes[scope]:
-            del self._scopes[scope]
         self._held.remove(namespace)
-        room = self._rooms[room_of(scope)]
-        room.held.remove(namespace)
-        if not len(room.held):
-            del self._rooms[room_of(scope)]
+        scope = self._scopes[space.origin.scope]
+        scope.held.remove(namespace)
+        del scope.spaces[namespace]
+        if not scope.spaces:
+            del self._scopes[space.origin.scope]
 
     def expect(self, labels: Labels) -> Coming:
         """An answer that is to be kept when it has been compared (`arrived`). What makes it

@@ -221,7 +221,7 @@ async def test_made_up_users_fill_their_tenants_room_and_the_whole_is_bounded(
     await again.close()
     assert len(loud) > 20
     assert {one.owner.partition("/")[0] for one in loud} == {f"loud{n}" for n in range(4)}
-    # Pages freed are used again and stay in the file: it is as large as it was at its largest.
+    # Pages are not full, and those freed stay in the file: it is as large as it was at its largest.
     assert bytes_on_disk(tmp_path) < 4_000_000
 
 

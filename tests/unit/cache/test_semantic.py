@@ -410,6 +410,17 @@ async def test_within_a_tenant_a_users_namespaces_push_out_only_their_own() -> N
     assert len(house.semantic.state()) == 6
 
 
+async def test_users_of_one_tenant_have_each_their_namespaces_and_share_its_questions() -> None:
+    house = House(bounds=Bounds(max_entries=8, max_namespaces=2))
+    for number in range(10):
+        house.owner = f"shop/user{number}"
+        await house.ask(call_of(FIRST, scope=f"user:{house.owner}"), tenant="shop")
+    house.embedder.close()
+    assert len(house.semantic.state()) == 10
+    assert [state.entries for state in house.semantic.state()] == [1] * 8 + [0] * 2
+    assert len(house.semantic._spaces._quotas) == 1
+
+
 def held_bytes(house: House) -> int:
     held = house.semantic._spaces._memory.held_bytes
     assert held == sum(state.held_bytes for state in house.semantic.state())
