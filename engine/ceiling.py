@@ -5,7 +5,8 @@ libraries keep workspaces, other programs share the card. A step that does not f
 reason to fail anybody: half of it may fit, and does the same work in twice the steps.
 
 Choice. The next steps hold at most half the tokens and half the sequences of the one that failed,
-again and again until one fits. For GROWS_S nothing changes, then both grow by half; if that fails,
+again and again until one fits; fewer sequences than tokens, so that prompts go on and whoever comes
+gets in. For GROWS_S nothing changes, then both grow by half; if that fails,
 it is halved again. What does not fit as one token of one sequence does not fit.
 
 Rejected. A trial whether there is room before each step: a call to the driver, and too late when
@@ -35,7 +36,7 @@ class Ceiling:
         """A step of so many ran out of memory. False: none can be smaller than the ceiling was."""
         lowest = self.tokens == self.rows == 1
         self.tokens = max(1, tokens // 2)
-        self.rows = max(1, min(rows // 2, self.tokens))
+        self.rows = max(1, min(rows // 2, self.tokens - 1))
         self._grows_at = now + GROWS_S
         return not lowest
 
@@ -45,6 +46,7 @@ class Ceiling:
             return
         most_tokens, most_rows = self._most
         self.tokens = min(most_tokens, self.tokens + self.tokens // 2 + 1)
-        self.rows = min(most_rows, self.rows + self.rows // 2 + 1)
+        rows = min(most_rows, self.rows + self.rows // 2 + 1)
+        self.rows = max(1, min(rows, self.tokens - 1))
         whole = (self.tokens, self.rows) == self._most
         self._grows_at = math.inf if whole else now + GROWS_S

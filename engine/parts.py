@@ -39,7 +39,8 @@ class Parts:
 
     def __init__(self, slots: int) -> None:
         """`slots`: sequences that may run at one time."""
-        self._slots = slots
+        self.slots = slots
+        """As many as a step has room for now: fewer for a while after memory ran out."""
         self._many = slots // 8
         self._running = 0
         self._about: dict[str, _About] = {}
@@ -91,11 +92,11 @@ class Parts:
 
     def under(self, tenant: str) -> bool:
         """Whether it runs less than its part."""
-        return self._about[tenant].running < self.part(tenant, self._slots)
+        return self._about[tenant].running < self.part(tenant, self.slots)
 
     def over(self, tenant: str) -> bool:
         """Whether it runs beyond its part."""
-        return self._about[tenant].running > self.part(tenant, self._slots)
+        return self._about[tenant].running > self.part(tenant, self.slots)
 
     def crowds(self, tenant: str, more: int = 0) -> bool:
         """Whether it has, or would have with `more`, a good many of the slots, and more than its

@@ -170,6 +170,7 @@ class Scheduler:
         self._pass_time()
         self._parts.look(self._seen)
         self._ceiling.look(self._seen)
+        self._parts.slots = self._ceiling.rows
         preempted = self._grow()
         chunks = [Chunk(s, 1) for s in self._running if s.to_compute == 1]
         budget = self._ceiling.tokens - len(chunks)

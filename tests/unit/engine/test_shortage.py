@@ -93,8 +93,8 @@ def test_it_grows_slowly_once_memory_was_enough_for_a_while() -> None:
         now += GROWS_S
         ceiling.look(now)
         sizes.append((ceiling.tokens, ceiling.rows))
-    assert sizes[:4] == [(2, 2), (4, 4), (7, 7), (11, 11)]
-    assert all(rows <= tokens for tokens, rows in sizes)
+    assert sizes[:4] == [(2, 1), (4, 2), (7, 4), (11, 7)]
+    assert all(rows < tokens for tokens, rows in sizes)
     assert now - 100.0 < 120.0
     ceiling.look(now + 1000.0)
     assert (ceiling.tokens, ceiling.rows) == (2048, 256)
@@ -134,6 +134,22 @@ def test_set_back_they_find_what_they_had_and_end_as_if_alone() -> None:
         assert sequence.tokens[sequence.num_prompt : sequence.known].tolist() == alone(sequence)
     for sequence in back:
         assert sequence.spent - (sequence.known - 1) <= spent[sequence] % 4 + 4
+
+
+def test_of_the_few_places_that_are_left_each_tenant_has_its_part() -> None:
+    house = House(num_pages=400, max_waiting=100)
+    for _ in range(40):
+        house.submit(12, answer=40, tenant="flood")
+    for _ in range(4):
+        house.step()
+    while house.scheduler.most[1] > 4:
+        house.lack()
+    quiet = house.submit(12, answer=4, tenant="quiet")
+    house.step()
+    house.step()
+    assert len([s for s in house.scheduler.running if s.tenant == "flood"]) >= 2
+    assert quiet.state is State.RUNNING
+    house.drain()
 
 
 # ----------------------------------------------------------------------- the whole engine
