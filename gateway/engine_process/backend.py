@@ -98,6 +98,8 @@ class OwnProcess:
         self._states: dict[str, EngineState] = {}
         self._transport: asyncio.Transport | None = None
         self._problem: str | None = "the engine's process is being started"
+        self._why: str | None = None
+        """It does not serve, or did not come back, as far as it was told."""
         self._lost: str | None = None
         self._stopping = False
         self._over = asyncio.Event()
@@ -215,9 +217,9 @@ class OwnProcess:
             case Ready():
                 self._be_ready(message)
             case Refused():
-                self._problem = message.text
+                self._problem = self._why = message.text
             case Lost():
-                self._problem = message.why
+                self._problem = self._why = message.why
                 self._process.kill()  # it may hang in its driver
 
     def _hand_out(self, letters: Letters) -> None:
@@ -234,10 +236,13 @@ class OwnProcess:
     # ------------------------------------------------------------------------------ birth and death
 
     def _spawn(self) -> Process:
+        """It computes where it did before: under `device = "auto"`, a GPU that is full or away for
+        a moment would leave a gateway that is ready, and many times slower."""
         self._starts += 1
-        return Process(
-            self._settings, self._builder, lambda line: self._log.warning("engine", line=line)
-        )
+        settings = self._settings
+        if settings.engine.device == "auto" and self._device:
+            settings = replace(settings, engine=replace(settings.engine, device=self._device))
+        return Process(settings, self._builder, lambda line: self._log.warning("engine", line=line))
 
     def _load(self) -> Mapping[str, ModelCard]:
         """Wait for Ready, without an event loop."""
@@ -272,7 +277,7 @@ class OwnProcess:
             )
             self._problem = self._lost
             return
-        self._problem = None
+        self._problem = self._why = None
         self._log.info("engine", what="its process serves again", pid=self.pid)
 
     async def _attach(self) -> None:
@@ -292,7 +297,7 @@ class OwnProcess:
         if self._stopping:
             self._over.set()
             return
-        self._problem = self._problem or "the engine's process has ended and is being started again"
+        self._problem = self._again()
         self._states = {name: _none_of(state) for name, state in self._states.items()}
         self._do(self._start_again(", ".join(sorted(ticket.id for ticket in tickets))))
 
@@ -316,7 +321,7 @@ class OwnProcess:
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
             if self._transport is not None and (why := self._hangs()) is not None:
-                self._problem = why
+                self._problem = self._why = why
                 self._process.kill()
                 self._transport.abort()
 
@@ -329,17 +334,22 @@ class OwnProcess:
     async def _start_again(self, ids: str) -> None:
         how = await asyncio.to_thread(self._process.reap, DYING_S)
         self._log.error(
-            "engine", what="its process ended", how=how, why=self._problem, requests=ids,
+            "engine", what="its process ended", how=how, why=self._why, requests=ids,
             again_in_s=self._pause_s(),
         )  # fmt: skip
-        self._problem = "the engine's process has ended and is being started again"
         await asyncio.sleep(self._pause_s())
         while (why := await self._start_once()) is not None:
+            self._why = why
+            self._problem = self._again()
             self._log.error(
                 "engine", what="its process could not be started", why=why,
                 again_in_s=self._pause_s(),
             )  # fmt: skip
             await asyncio.sleep(self._pause_s())
+
+    def _again(self) -> str:
+        why = f": {self._why}" if self._why else ""
+        return f"the engine's process has ended and is being started again{why}"
 
     def _pause_s(self) -> float:
         return AGAIN_S[min(self._starts, len(AGAIN_S) - 1)]

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from engine.engine import Engine
 from engine.lane import Lane
@@ -66,6 +67,17 @@ def hanging(settings: Settings, log: Log, progress: Progress) -> EngineBackend:
     lanes = [fake_lane("small"), stuck, long]
     engine = Engine({lane.name: lane for lane in lanes}, report=_reporting(log))
     return EngineBackend(engine, {lane.name: ModelCard(lane.name, "0" * 8) for lane in lanes})
+
+
+def on_a_card(settings: Settings, log: Log, progress: Progress) -> EngineBackend:
+    """Chooses as the engine does. The machine's GPU is the file that $TEST_CARD names."""
+    has_card = Path(os.environ["TEST_CARD"]).exists()
+    if settings.engine.device == "cuda" and not has_card:
+        raise CannotLoad("engine.device: cuda cannot be used: the card is full")
+    device = "cuda" if has_card and settings.engine.device != "cpu" else "cpu"
+    log.info("computing", device=device)
+    cards = {"small": ModelCard("small", "0" * 8)}
+    return EngineBackend(Engine({"small": fake_lane("small")}), cards, device=device)
 
 
 def changing(settings: Settings, log: Log, progress: Progress) -> EngineBackend:

@@ -394,6 +394,45 @@ async def test_other_models_after_a_restart_are_not_served_as_the_old_ones() -> 
     assert not runs(one.process.pid)
 
 
+async def test_what_computed_on_a_gpu_comes_back_on_one_or_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = tmp_path / "card"
+    card.touch()
+    monkeypatch.setenv("TEST_CARD", str(card))
+    one = await asyncio.to_thread(load, "tests.support.own_process:on_a_card")
+    await one.process.start()
+    card.unlink()
+    os.kill(one.process.pid, signal.SIGKILL)
+
+    def refused() -> int:
+        return sum("card is full" in str(line.get("why")) for line in one.logged())
+
+    await until(lambda: refused() >= 2, "it tries again and again")
+    assert "started again: engine.device: cuda cannot be used" in str(one.process.problem())
+    with pytest.raises(Overloaded):
+        await one.ask(chat("Hello"))
+    card.touch()
+    await until(lambda: one.process.problem() is None, "it serves again")
+    assert (await one.ask(chat("Hello"))).text()
+    assert [line["device"] for line in one.logged() if "device" in line] == ["cuda", "cuda"]
+    await one.process.stop()
+
+
+async def test_what_computed_on_a_cpu_stays_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TEST_CARD", str(tmp_path / "card"))
+    one = await asyncio.to_thread(load, "tests.support.own_process:on_a_card")
+    await one.process.start()
+    (tmp_path / "card").touch()
+    pid = one.process.pid
+    os.kill(pid, signal.SIGKILL)
+    await until(lambda: one.process.pid != pid and not one.process.problem(), "it serves again")
+    assert [line["device"] for line in one.logged() if "device" in line] == ["cpu", "cpu"]
+    await one.process.stop()
+
+
 async def test_stopping_lets_nobody_wait() -> None:
     told: list[str] = []
     one = await asyncio.to_thread(load, FAKES, told.append)
