@@ -27,9 +27,10 @@ from typing import Final
 import msgspec
 import numpy as np
 
-from cache.archive import Erasure, Kept, Lesson, Summary, doomed_groups
+from cache.archive import Erasure, Kept, Lesson, Summary
 from cache.embed import Vector
-from cache.entry import Entry, Group, Labels, Origin, Seen, SpaceState
+from cache.entry import Entry, Group, Origin, Seen, SpaceState
+from cache.erasing import doomed
 from cache.index import Index, bytes_each
 from cache.journal import Journal, sighting_of, since_of, verdict_of
 from cache.kept import entry_of, kept_of
@@ -293,20 +294,13 @@ class Space:
         """Drop what matches, and all that shares an answer with it; the archive is told otherwise.
         Returns the number of questions dropped."""
         before = len(self._entries)
-        for _, number in doomed_groups(map(self._row, self._entries.values()), erasure):
+        going = doomed(self.origin, self._entries.values(), self._groups, erasure)
+        for number in going.by_question:
             self.drop_group(number, told=True)
         # The archive holds no wording beside its question, and may not know these by it.
-        for _, number in doomed_groups(map(self._wording, self._groups.values()), erasure):
+        for number in going.by_wording:
             self.drop_group(number)
         return before - len(self._entries)
-
-    def _row(self, entry: Entry) -> Labels:
-        by = self._groups[entry.group].recording.model
-        return self.origin.labels(entry.group, by, entry.tags, entry.owner, entry.answer)
-
-    def _wording(self, group: Group) -> Labels:
-        by, tags = group.recording.model, group.recording.tags
-        return self.origin.labels(group.number, by, tags, group.owner, group.answer)
 
     # ------------------------------------------------------------------ what was learnt
 
