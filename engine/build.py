@@ -18,7 +18,7 @@ import torch
 from engine.cuda.card import NoDevice, check_budget, dtype_on_gpu, kv_room, room_for
 from engine.cuda.weights import Product
 from engine.lane import Lane
-from engine.loading import BrokenFile, Checkpoint, load_decoder, read_checkpoint
+from engine.loading import BrokenFile, Checkpoint, LoadError, load_decoder, read_checkpoint
 from engine.models.decoder import Decoder
 from engine.pool import PoolTooSmall, make_pool, num_pages_for, page_bytes
 from engine.runner import CpuRunner, cpu_attention, dtype_for
@@ -29,6 +29,11 @@ from engine.text import BadTokenizer, Text
 from radix import PageAllocator, RadixTree
 
 CPU = torch.device("cpu")
+MEMORY = Path("/proc/meminfo")
+
+
+class NoRoom(LoadError):
+    """The machine's memory does not hold what is asked of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +97,13 @@ def build_lanes(
                 f"{device} ran out of memory while {name} was loaded, though enough was free "
                 "before: free the card of other programs, or lower engine.kv_memory_mib"
             ) from error
+        except RuntimeError as error:  # torch has no class of its own for a CPU's memory
+            if "allocate memory" not in str(error):
+                raise
+            raise NoRoom(
+                f"the system refused the memory for {name}, {shares[name] >> 20:,} MiB of it for "
+                "keys and values: lower engine.kv_memory_mib, or raise the process's limits"
+            ) from error
     return lanes
 
 
@@ -101,6 +113,7 @@ def _budget(
     """The bytes for keys and values that fit."""
     if device.type == "cpu":
         assert kv_bytes is not None, "on a CPU the caller says how much"
+        _check_memory(plans, kv_bytes)
         return kv_bytes
     rooms = {
         name: room_for(
@@ -112,6 +125,33 @@ def _budget(
         return kv_room(device, rooms)
     check_budget(device, rooms, kv_bytes)
     return kv_bytes
+
+
+def _check_memory(plans: Mapping[str, _Plan], kv_bytes: int) -> None:
+    """Raise NoRoom where weights, keys and values are more than the machine has to give. Linux
+    hands out more than there is, and ends the process when it is used; other systems are asked
+    nothing here."""
+    free = memory_free()
+    weights = sum(p.checkpoint.config.parameters * p.dtype.itemsize for p in plans.values())
+    if free is None or weights + kv_bytes <= free:
+        return
+    raise NoRoom(
+        f"{', '.join(plans)} need {weights >> 20:,} MiB, and engine.kv_memory_mib asks for "
+        f"{kv_bytes >> 20:,} MiB more, but {free >> 20:,} MiB of memory are free: lower "
+        f"engine.kv_memory_mib to {max(0, free - weights) >> 20}, use smaller models, or make room"
+    )
+
+
+def memory_free(told: Path = MEMORY) -> int | None:
+    """Bytes that can be had without swapping; None where the system does not tell."""
+    try:
+        lines = told.read_text().splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) << 10
+    return None
 
 
 def split_bytes(kv_bytes: int, models: Mapping[str, tuple[float, int]]) -> dict[str, int]:

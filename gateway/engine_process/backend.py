@@ -264,7 +264,8 @@ class OwnProcess:
                 self._take(message)
         raise CannotLoad(
             f"the engine's process ended while it loaded the models ({self._process.reap(DYING_S)})"
-            '; what it said is in the log. Try engine.process = "shared".'
+            "; what it said is in the log. SIGKILL means that memory ran out: lower "
+            "engine.kv_memory_mib, or use smaller models."
         )
 
     def _be_ready(self, ready: Ready) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.build import ModelSpec, build_lanes, split_bytes
+from engine.build import ModelSpec, NoRoom, build_lanes, memory_free, split_bytes
 from engine.contract import Call, Sampling
 from engine.lane import Lane
 from engine.loading import BrokenFile
@@ -186,6 +186,25 @@ def test_a_broken_chat_template_is_named_with_its_file_and_a_remedy(
     with pytest.raises(BrokenFile, match=rf"{re.escape(str(tmp_path / file))}.*download") as caught:
         build_lanes({"small": ModelSpec(tmp_path)}, kv_bytes=4 << 20)
     assert "\n" not in str(caught.value)
+
+
+def test_more_memory_than_there_is_is_refused_with_all_figures_before_weights_are_read(
+    tmp_path: Path,
+) -> None:
+    make_checkpoint(tmp_path)
+    said: list[str] = []
+    free = memory_free()
+    assert free is not None
+    with pytest.raises(NoRoom, match=r"asks for .* MiB more, but .* are free: lower") as caught:
+        build_lanes({"m": ModelSpec(tmp_path)}, kv_bytes=2 * free, progress=said.append)
+    assert f"{2 * free >> 20:,} MiB" in str(caught.value)
+    assert said == []
+
+
+def test_a_system_that_does_not_tell_its_memory_is_not_asked(tmp_path: Path) -> None:
+    assert memory_free(tmp_path / "meminfo") is None
+    (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable: 7 kB\n")
+    assert memory_free(tmp_path / "meminfo") == 7 << 10
 
 
 def test_too_little_memory_names_the_model_before_weights_are_read(tmp_path: Path) -> None:
