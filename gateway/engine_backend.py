@@ -122,7 +122,10 @@ def _load(settings: Settings, device: torch.device, progress: Progress) -> dict[
     engine = settings.engine
     specs = {
         name: ModelSpec(
-            path, _dtype(settings.models[name].dtype), context=settings.models[name].max_context
+            path,
+            _dtype(settings.models[name].dtype),
+            kv_weight=settings.models[name].kv_share,
+            context=settings.models[name].max_context,
         )
         for name, path in own_models(settings).items()
     }

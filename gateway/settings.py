@@ -68,6 +68,11 @@ class Model:
     max_context: int | None = _set(
         None, "longest prompt + answer in tokens; unset: the model's own (openai: not checked)"
     )
+    kv_share: float = _set(
+        1.0,
+        "engine: its part of the KV memory beside other models', in tokens: with 2 it holds twice "
+        "the conversation of one with 1",
+    )
     price_in: float = _set(0.0, "US dollars per million prompt tokens, for the ledger")
     price_out: float = _set(0.0, "US dollars per million answer tokens, for the ledger")
     base_url: str | None = _set(None, "openai: where the API is, as https://host/v1")

@@ -43,6 +43,8 @@ def _own(name: str, model: Model) -> Iterator[Finding]:
             ("models", name),
             f'path is missing: {doc}; or set kind = "openai" and base_url for a server elsewhere',
         )
+    if model.kv_share <= 0:
+        yield ("models", name, "kv_share"), f"must be above 0; got {model.kv_share}"
     plain = Model()
     for key in UPSTREAM_ONLY:
         if getattr(model, key) != getattr(plain, key):
@@ -51,7 +53,7 @@ def _own(name: str, model: Model) -> Iterator[Finding]:
 
 def _upstream(name: str, model: Model) -> Iterator[Finding]:
     key: Key = ("models", name)
-    for engine_only in ("path", "dtype"):
+    for engine_only in ("path", "dtype", "kv_share"):
         if getattr(model, engine_only) != getattr(Model(), engine_only):
             yield (*key, engine_only), f'is for the engine; {name} has kind = "openai"'
     if model.base_url is None:

@@ -54,6 +54,29 @@ def with_gpu(monkeypatch: pytest.MonkeyPatch, free: int, capability: tuple[int, 
     monkeypatch.setattr(card, "find_spec", lambda _: object())
 
 
+def test_a_model_with_twice_the_share_holds_twice_the_tokens(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_gpu(monkeypatch)
+    model = settings.models["small"]
+    both = replace(settings, models={"small": model, "large": replace(model, kv_share=2.0)})
+    lanes = load_backend(both, quiet(), lambda _: None).engine.lanes
+    pages = {name: lane.tree.stats().free for name, lane in lanes.items()}
+    assert pages["small"] > 10
+    assert abs(pages["large"] - 2 * pages["small"]) <= 2
+
+
+def test_more_kv_memory_than_there_is_is_an_error_in_the_operators_words(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_gpu(monkeypatch)
+    vast = replace(settings, engine=replace(settings.engine, kv_memory_mib=99_999_999))
+    with pytest.raises(
+        CannotLoad, match=r"99,999,999 MiB more, but .* lower engine\.kv_memory_mib"
+    ):
+        load_backend(vast, quiet(), lambda _: None)
+
+
 def test_auto_computes_on_the_cpu_where_there_is_no_gpu(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
