@@ -104,7 +104,9 @@ def _engine(settings: Settings) -> Iterator[Finding]:
             f"{engine.device!r} is no device; set auto, cpu, cuda or cuda:N",
         )
     tokens, running = engine.max_batched_tokens, engine.max_running
-    if tokens is not None and running is not None and tokens <= running:
+    if tokens == 1:
+        yield ("engine", "max_batched_tokens"), "must be at least 2, or prompts starve; got 1"
+    elif tokens is not None and running is not None and tokens <= running:
         yield (
             ("engine", "max_batched_tokens"),
             f"must be above max_running ({running}), or prompts starve; got {tokens}",
