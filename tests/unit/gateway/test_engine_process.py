@@ -210,7 +210,7 @@ async def test_many_at_a_time_do_not_mix(house: House) -> None:
 
 async def test_a_broken_step_fails_its_requests_by_id_and_is_logged_here(house: House) -> None:
     pid = house.process.pid
-    with pytest.raises(Failed, match="requests mine") as failed:
+    with pytest.raises(Failed, match="request mine") as failed:
         await house.ask(chat("Hello"), "broken", Trail("mine"))
     assert "CUDA" not in failed.value.message
     assert (await house.ask(chat("Hello"))).text()
