@@ -75,7 +75,7 @@ def test_decode_reads_each_row_s_own_pages(
     rows, width = len(lengths), shape.heads * shape.head_dim
     qkv = randn(rows, width + 32, dtype=dtype, device=device, seed=2)
     q, out = qkv[:, :width], poisoned(rows, width, dtype=dtype, device=device)
-    scratch = scratch_for(rows, shape, device)
+    scratch = scratch_for(rows * splits, shape, device)
     for _ in range(2):  # the second time on used scratch
         decode_attention(
             q, case.kv, case.tables, case.lengths, out, scratch,
