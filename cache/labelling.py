@@ -22,6 +22,9 @@ from engine.contract import Trail
 FOR_AUDITS: Final = 4
 """Times as many audits may be under way as other comparisons."""
 
+_TURNS: Final = 3
+"""Of the event loop, in which the answer leaves before anything is made of it."""
+
 NO_GROUP: Final = 0
 """It is not known yet which one an answer belongs to."""
 
@@ -67,6 +70,8 @@ class Labelling:
 
     async def _learn(self, asked: Asked, recording: Recording, coming: Coming, tenant: str) -> None:
         try:
+            for _ in range(_TURNS):
+                await asyncio.sleep(0)
             learnt = await self._teacher.learn(asked, recording, coming)
         finally:
             asked.close()

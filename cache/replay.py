@@ -102,6 +102,9 @@ class Recording:
     def events(self) -> tuple[Delta | Finish, ...]:
         return unpack_body(self.body)
 
+    def whole_events(self) -> tuple[Delta | Finish, ...]:
+        return unpack_whole(self.body)
+
 
 # --------------------------------------------------------------------------- bytes
 
@@ -111,6 +114,7 @@ _Logprob = tuple[str, bytes, float, tuple[tuple[str, bytes, float], ...]]
 _Row = tuple[int, str, str, tuple[int, ...], tuple[_Logprob, ...]]
 """A Delta's fields in order, its logprobs likewise; a Finish has kind "" and its reason second."""
 _body_reader = msgspec.msgpack.Decoder(list[_Row])
+_TEXTS: Final = ("text", "reasoning")
 
 
 class _Head(msgspec.Struct, array_like=True, frozen=True):
@@ -150,6 +154,31 @@ def _pairs(chosen: TokenLogprob) -> Iterator[tuple[str, bytes, float]]:
 def unpack_body(body: bytes) -> tuple[Delta | Finish, ...]:
     """Raises msgspec.DecodeError on what `pack_body` did not write."""
     return tuple([_event(row) for row in _body_reader.decode(body)])
+
+
+def unpack_whole(body: bytes) -> tuple[Delta | Finish, ...]:
+    """As `unpack_body`, but texts that follow each other are one Delta: of 35 pieces in a quarter
+    of the time."""
+    rows: list[_Row] = []
+    texts: list[str] = []
+    for row in _body_reader.decode(body):
+        index, kind, payload, _, logprobs = row
+        plain = kind in _TEXTS and not logprobs
+        if plain and texts and rows[-1][:2] == (index, kind):
+            texts.append(payload)
+            continue
+        _put_together(rows, texts)
+        rows.append(row)
+        texts = [payload] if plain else []
+    _put_together(rows, texts)
+    return tuple([_event(row) for row in rows])
+
+
+def _put_together(rows: list[_Row], texts: list[str]) -> None:
+    """The last row gets all of `texts`, and no token ids: of a part they would say too little."""
+    if len(texts) > 1:
+        index, kind, *_ = rows[-1]
+        rows[-1] = (index, kind, "".join(texts), (), ())
 
 
 def _event(row: _Row) -> Delta | Finish:
@@ -221,6 +250,6 @@ def replay(recording: Recording, answer_id: str) -> tuple[Event, ...]:
     usage = recording.usage
     return (
         Start(answer_id, recording.created, recording.model, "exact"),
-        Burst(recording.events, recording.memo),
+        Burst(recording.events, recording.memo, recording.whole_events),
         End(Usage(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens, 0)),
     )

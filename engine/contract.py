@@ -188,10 +188,12 @@ class Burst:
     and its rendering costs more than both. `memo` therefore lives as long as the stored answer: a
     renderer keeps there, under its own name, the bytes that it made, and the next hit neither calls
     `read` nor renders. What depends on the request (id, created) does not belong in it.
+    `read_whole` gives texts that follow each other as one, for who wants the answer in one piece.
     """
 
     read: Callable[[], tuple[Delta | Finish, ...]]
     memo: MutableMapping[str, bytes]
+    read_whole: Callable[[], tuple[Delta | Finish, ...]]
 
 
 Event: TypeAlias = Start | Delta | Finish | Burst | End

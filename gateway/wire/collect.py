@@ -52,7 +52,7 @@ class Collected:
     def opened(self) -> list[tuple[int, Choice]]:
         """The choices in order, whatever form the answer came in."""
         choices = dict(self.choices)
-        for event in self.burst.read() if self.burst else ():
+        for event in self.burst.read_whole() if self.burst else ():
             _add(choices, event)
         return sorted(choices.items())
 

@@ -85,7 +85,7 @@ def test_what_a_cache_answered_is_not_recorded(origin: str) -> None:
 
 
 def test_a_burst_is_not_recorded() -> None:
-    assert judged([START, Burst(lambda: (), {}), Finish(0, "stop"), END]) is None
+    assert judged([START, Burst(lambda: (), {}, lambda: ()), Finish(0, "stop"), END]) is None
 
 
 def test_tool_calls_in_pieces_are_recorded_when_whole() -> None:

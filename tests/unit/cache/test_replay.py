@@ -8,7 +8,7 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache.replay import Recording, decode, encode, pack_body, replay, unpack_body
+from cache.replay import Recording, decode, encode, pack_body, replay, unpack_body, unpack_whole
 from engine.contract import Burst, Delta, End, Finish, Start, TokenLogprob, Usage
 from tests.support.recordings import events_of, recording_of
 
@@ -38,6 +38,32 @@ finishes = st.builds(
 @given(st.lists(deltas | finishes, max_size=6))
 def test_a_body_unpacks_to_the_events_that_were_packed(events: list[Delta | Finish]) -> None:
     assert unpack_body(pack_body(events)) == tuple(events)
+
+
+@given(st.lists(deltas | finishes, max_size=8))
+def test_who_wants_the_answer_whole_reads_the_same_in_fewer_events(
+    events: list[Delta | Finish],
+) -> None:
+    def said(heard: tuple[Delta | Finish, ...]) -> list[object]:
+        """Texts per choice and kind in order; all else as it is."""
+        texts: dict[tuple[int, str], str] = {}
+        others: list[object] = []
+        for event in heard:
+            if isinstance(event, Delta) and event.kind != "tool":
+                place = (event.index, event.kind)
+                texts[place] = texts.get(place, "") + event.payload
+                others += event.logprobs
+            else:
+                others.append(event)
+        return [texts, others]
+
+    assert said(unpack_whole(pack_body(events))) == said(tuple(events))
+
+
+def test_pieces_of_one_text_are_read_as_one() -> None:
+    pieces = [Delta(0, "text", piece, (7,)) for piece in "abc"]
+    heard = unpack_whole(pack_body([*pieces, Delta(1, "text", "d"), Finish(0, "stop")]))
+    assert heard == (Delta(0, "text", "abc"), Delta(1, "text", "d"), Finish(0, "stop"))
 
 
 @given(st.lists(deltas | finishes, max_size=4), st.text(max_size=4), st.floats(0, 1e10))

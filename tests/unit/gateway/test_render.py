@@ -114,7 +114,7 @@ async def test_a_burst_renders_like_its_events_now_and_from_its_memo(
         reads.append(1)
         return tuple(middle)
 
-    burst = Burst(read, {})
+    burst = Burst(read, {}, read)
     plain_json = await as_json(surface(), look, *middle)
     plain_stream = as_stream(surface(), look, *middle)
     for _ in range(2):
