@@ -36,14 +36,17 @@ MANY = 10_000_000
 
 
 class Drawn:
-    """Unit vectors by the text's checksum, under the name of the real embedder."""
+    """Unit vectors by the checksum of the text without spaces at its end, under the name of the
+    real embedder."""
 
     def __init__(self, real: OnnxEncoder) -> None:
         self.fingerprint = real.fingerprint
         self.dimensions = real.dimensions
 
     def encode(self, text: str) -> Vector:
-        drawn = np.random.default_rng(zlib.crc32(text.encode())).standard_normal(self.dimensions)
+        drawn = np.random.default_rng(zlib.crc32(text.rstrip().encode())).standard_normal(
+            self.dimensions
+        )
         unit: Vector = (drawn / np.linalg.norm(drawn)).astype(np.float32)
         return unit
 
@@ -59,7 +62,7 @@ def semantic_in(store: str, mode: str) -> SemanticCache:
         scope_bytes=32 << 30,
         memory_bytes=64 << 30,
         policy="static",
-        threshold=0.8 if mode == "on" else 1.0,
+        threshold=0.8 if mode == "on" else 0.99,
         max_entries=MANY,
         max_per_user=MANY,
         max_namespaces=MANY,
