@@ -6,11 +6,10 @@
 Method. The server (bench/gateway_semantic_server.py) runs alone on core 0, this client on core 1,
 one request after another over one connection, as `bench.gateway` at c=1: what is learnt of a miss
 falls on the next one (with pauses between them everything takes longer: processors doze off). The
-model is a fake that
-answers at once. Each question is asked once, so that no vector is remembered and nothing is an
-exact hit. Policy static: one repetition in other words hits, and what the namespace has learnt
-plays no part; the decision of the bounded policy is timed by itself. The cache is filled over HTTP,
-with drawn vectors, kept in SQLite and read back at start. Rows:
+model is a fake that answers at once. Each question is asked once, so that no vector is remembered
+and nothing is an exact hit. Policy static: one repetition in other words hits, and what the
+namespace has learnt plays no part; the decision of the bounded policy is timed by itself. The cache
+is filled over HTTP, with drawn vectors, kept in SQLite and read back at start. Rows:
 
     embedding     the server's own span (Server-Timing `embed`), the way to its thread included
     hit           a question in other words
