@@ -119,7 +119,8 @@ class Spaces:
         """What several users of a tenant use is their tenant's: no longer the one's to lose."""
         namespace = space.origin.namespace
         maker, tenant = self._held.owner(namespace), tenant_of(owner)
-        common = owner != maker != tenant == tenant_of(maker)
+        is_colleague = owner != maker and tenant == tenant_of(maker)
+        common = is_colleague and maker != tenant
         for held in (self._held, self._scopes[space.origin.scope].held):
             if common:
                 held.remove(namespace)

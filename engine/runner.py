@@ -22,8 +22,8 @@ from engine.models.config import DecoderConfig
 from engine.models.decoder import Attention, Decoder
 from engine.pool import KVPool
 from engine.sampler import Sampler
-from engine.sequence import Chunk, OutOfMemory, Sampled
-from engine.shortage import lacks_memory
+from engine.sequence import Chunk, Sampled
+from engine.shortage import telling_shortage
 
 
 class Backend(Protocol):
@@ -83,12 +83,8 @@ class CpuRunner:
 
     def launch(self, chunks: list[Chunk]) -> Done:
         """Compute a step. Raises OutOfMemory, or what its parts raise."""
-        try:
+        with telling_shortage():
             return self._compute(chunks)
-        except (MemoryError, RuntimeError) as error:
-            if lacks_memory(error):
-                raise OutOfMemory(str(error)) from error
-            raise
 
     @torch.inference_mode()
     def _compute(self, chunks: list[Chunk]) -> Done:

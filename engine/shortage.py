@@ -7,9 +7,25 @@ after that is found out by `Runner.recover`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
+from engine.sequence import OutOfMemory
+
 SAID = ("out of memory", "can't allocate memory", "_STATUS_ALLOC_FAILED")
+
+
+@contextmanager
+def telling_shortage() -> Iterator[None]:
+    """Raises OutOfMemory for an error that says no more than that."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not lacks_memory(error):
+            raise
+        raise OutOfMemory(first_line(error)) from error
 
 
 def lacks_memory(error: BaseException) -> bool:
@@ -17,3 +33,7 @@ def lacks_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(said in str(error) for said in SAID)
+
+
+def first_line(error: BaseException) -> str:
+    return str(error).split("\n", 1)[0]

@@ -40,8 +40,8 @@ from engine.cuda.layout import (
     shapes_ahead,
 )
 from engine.cuda.tables import Tables
-from engine.sequence import Chunk, OutOfMemory, RunnerLost, Sampled, Sequence
-from engine.shortage import lacks_memory
+from engine.sequence import Chunk, RunnerLost, Sampled, Sequence
+from engine.shortage import first_line, telling_shortage
 
 
 class Model(Protocol):
@@ -144,12 +144,8 @@ class GpuRunner:
     def launch(self, chunks: list[Chunk]) -> Launched:
         """Enqueue a step. Raises OutOfMemory, or what the device raises; the sequences are as they
         were, and the step before can be read."""
-        try:
+        with telling_shortage():
             return self._enqueue(chunks)
-        except (MemoryError, RuntimeError) as error:
-            if lacks_memory(error):
-                raise OutOfMemory(_first_line(error)) from error
-            raise
 
     @torch.inference_mode()
     def _enqueue(self, chunks: list[Chunk]) -> Launched:
@@ -224,7 +220,7 @@ class GpuRunner:
             self._alive.add_(1.0).item()  # takes no memory: there may be none
         except RuntimeError as error:
             raise RunnerLost(
-                f"{self._device} does not compute any more ({_first_line(error)}); a CUDA error "
+                f"{self._device} does not compute any more ({first_line(error)}); a CUDA error "
                 "ends the process's use of the card: restart the server"
             ) from error
         self._tables.forget()
@@ -260,7 +256,3 @@ class GpuRunner:
         self._draw.draw(logits, self._blocks.step(shape), [], tokens)
         if self._stream is not None:
             self._stream.synchronize()
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).split("\n", 1)[0]

@@ -62,13 +62,14 @@ class LabelFiles:
 
     async def erase(self, meant: Meant) -> int:
         """How many rows went. Raises OSError where a file could not be written anew."""
-        async with self._erasing:
-            paths = self._folder.glob(collected_path(self._folder, "*").name)
-            gone = [await asyncio.to_thread(_without, path, meant) for path in paths]
-        held, self._held = self._held, []
-        for tenant, row in held:
-            self.keep(tenant, row)
-        return sum(gone)
+        try:
+            async with self._erasing:
+                paths = self._folder.glob(collected_path(self._folder, "*").name)
+                return sum([await asyncio.to_thread(_without, path, meant) for path in paths])
+        finally:
+            held, self._held = self._held, []
+            for tenant, row in held:
+                self.keep(tenant, row)
 
 
 def _without(path: Path, meant: Meant) -> int:

@@ -7,6 +7,8 @@ import stat
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from cascade.labels import Labelled, read_labels
 from gateway.parts.policies import collected_path
 from gateway.parts.shadow import MOST_BYTES, LabelFiles, undecided
@@ -150,6 +152,17 @@ async def test_a_gateway_that_shares_a_redis_erases_its_own_labels(tmp_path: Pat
             await gathered(path, 1)
             assert await erase(asked, tenant="default", user="ann") == 0
             await eventually(lambda: "ann" not in path.read_text())
+
+
+async def test_rows_that_come_while_an_erasure_fails_are_kept(tmp_path: Path) -> None:
+    files = LabelFiles(tmp_path, quiet_log())
+    collected_path(tmp_path, "broken").mkdir()
+    erasing = asyncio.create_task(files.erase(lambda _scope, _labels: True))
+    await asyncio.sleep(0)
+    files.keep("t", "{}")
+    with pytest.raises(OSError, match="broken"):
+        await erasing
+    assert collected_path(tmp_path, "t").read_text() == "{}\n"
 
 
 async def test_rows_that_come_while_files_are_written_anew_are_kept(tmp_path: Path) -> None:
