@@ -123,7 +123,7 @@ class Space:
         """The nearest answers that are still fresh, also for who takes none older than `ttl_s`;
         stale ones met on the way are dropped."""
         entries = [
-            (self._entries[hit.key], hit.cosine) for hit in self._index.search(vector, NEAREST)
+            (self._entries[key], cosine) for key, cosine in self._index.search(vector, NEAREST)
         ]
         fresh = [
             (entry, cosine)

