@@ -54,13 +54,21 @@ class Largest:
             self._heap = [(*kept, name) for name, kept in self._places.items()]
             heapq.heapify(self._heap)
 
+    def touch(self, holder: str) -> None:
+        """As `change` by nothing; its place in the heap is put right when it is met."""
+        self._places[holder] = (self._places[holder][0], next(self._ticks))
+
     def first(self) -> str:
         """The heaviest; there must be one."""
         while True:
             weight, tick, holder = self._heap[0]
-            if self._places.get(holder) == (weight, tick):
+            place = self._places.get(holder)
+            if place == (weight, tick):
                 return holder
-            heapq.heappop(self._heap)
+            if place is not None and place[0] == weight:
+                heapq.heapreplace(self._heap, (*place, holder))
+            else:
+                heapq.heappop(self._heap)
 
 
 class Holdings(Generic[K]):
@@ -98,7 +106,9 @@ class Holdings(Generic[K]):
         """Its turn to be lost comes last."""
         owner, _ = self._items[item]
         self._lines[owner].move_to_end(item)
-        self._change(owner, 0)
+        tenant = tenant_of(owner)
+        self._users[tenant].touch(owner)
+        self._tenants.touch(tenant)
 
     def remove(self, item: K) -> None:
         owner, weight = self._items.pop(item)
