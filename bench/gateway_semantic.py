@@ -15,6 +15,8 @@ is filled over HTTP, with drawn vectors, kept in SQLite and read back at start. 
     hit           a question in other words
     miss          a question that is near to none, with the semantic cache
     without       the same, with `enabled = false`
+    rested        the same, each after a pause as long as an embedding: what it costs to begin with
+                  caches that hold something else, or nothing, which a hit pays twice
     beyond        of each hit: its time at the client without its embedding
     layer         of each hit: the server's span `semantic` without its embedding
     encoding      the embedding alone, in process, without the way to its thread
@@ -134,10 +136,13 @@ class Client:
         status, _, fields = first.decode("latin-1").partition("\r\n")
         return int(status.split()[1]), Parser().parsestr(fields), said, ms
 
-    def ask_all(self, texts: Sequence[str]) -> tuple[list[Reply], float]:
+    def ask_all(self, texts: Sequence[str], pause_s: float = 0.0) -> tuple[list[Reply], float]:
         """The replies, and the server's processor time for each of them in ms."""
         before = cpu_seconds(self._process)
-        replies = [self.ask(text) for text in texts]
+        replies = []
+        for text in texts:
+            time.sleep(pause_s)
+            replies.append(self.ask(text))
         return replies, (cpu_seconds(self._process) - before) * 1e3 / len(texts)
 
     def caches(self) -> dict[str, object]:
@@ -206,16 +211,18 @@ def measured(home: Path, entries: int, namespaces: int, count: int, port: int) -
         for topic in topics:
             client.ask(f"How do I {topic}?")
         hits, hit_cpu = client.ask_all([f"How can I {topic}?" for topic in topics])
+    hit = [one for one in hits if one.origin == "semantic"]
+    embeds = [one.embed_ms for one in (*hit, *missed) if one.embed_ms is not None]
     with server(home, "off", port) as client:
         client.ask_all(strangers(50, rng))
         without, without_cpu = client.ask_all(strangers(count, rng))
-    hit = [one for one in hits if one.origin == "semantic"]
-    embeds = [one.embed_ms for one in (*hit, *missed) if one.embed_ms is not None]
+        rested, rested_cpu = client.ask_all(strangers(count, rng), statistics.median(embeds) / 1e3)
     rows: dict[str, tuple[list[float], float | None]] = {
         "embedding": (embeds, None),
         "hit": ([one.ms for one in hit], hit_cpu),
         "miss": ([one.ms for one in missed], miss_cpu),
         "without": ([one.ms for one in without], without_cpu),
+        "rested": ([one.ms for one in rested], rested_cpu),
         "beyond": ([one.ms - (one.embed_ms or 0.0) for one in hit], None),
         "layer": ([(one.layer_ms or 0.0) - (one.embed_ms or 0.0) for one in hit], None),
     }

@@ -1,6 +1,6 @@
 """What the semantic cache's index costs: time to build, memory, time to search, time to start.
 
-    python -m bench.semantic_speed                       # 1k to 1M, about a quarter of an hour
+    python -m bench.semantic_speed                       # 1k to 1M, about ten minutes
     python -m bench.semantic_speed --entries 1000,10000
 
 Each row is a process of its own, so that its memory is its own: the resident set after minus
@@ -8,7 +8,7 @@ before, over the entries. Vectors have 384 components, as the bundled embedder's
 paraphrases, ten of a subject, drawn around a thousand topics, because random directions are a case
 that no text is like.
 
-    index    cache/index.py alone: flat int8, beyond its limit a graph
+    index    cache/index.py alone
     space    a whole namespace: question, answer of 1 kB, group, quota
     many     the same entries in namespaces of a hundred
     start    those namespaces read back from SQLite, as a gateway does that starts (its memory is
