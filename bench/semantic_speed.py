@@ -156,7 +156,7 @@ def index_row(count: int) -> Row:
     for vector in asked:
         with took.one():
             hits = index.search(vector, NEAREST)
-        found.append([hit.key for hit in hits])
+        found.append([key for key, _ in hits])
     true = _nearest(everything, asked)
     first = float(np.mean(np.array(found)[:, 0] == true[:, 0]))
     of_8 = float(
