@@ -70,12 +70,15 @@ def test_where_memory_runs_out_for_real_every_answer_is_transformers_still(
     limits = Limits(max_batched_tokens=8192, max_running=64)
     lane = gpu_lane(reference.path, num_pages=4096, limits=limits, graphs=graphs)
     lane.runner._ahead = iter(())  # type: ignore[attr-defined]  # nothing runs beside what we ask
-    lacks: list[BaseException | None] = []
+    lacks: list[type] = []
+    """Of the errors; with their tracebacks would stay what the steps had made."""
     rng = np.random.default_rng(SEED)
     judge = Judge(reference)
 
     async def run() -> Heard:
-        engine = Engine({"small": lane}, report=lambda _, error: lacks.append(error.__cause__))
+        engine = Engine(
+            {"small": lane}, report=lambda _, error: lacks.append(type(error.__cause__))
+        )
         engine.start()
 
         async def ask() -> Heard:
@@ -99,7 +102,7 @@ def test_where_memory_runs_out_for_real_every_answer_is_transformers_still(
     for prompt, answer in asyncio.run(run()):
         assert len(answer) == 24
         judge.hear(prompt, answer)
-    assert all(isinstance(one, torch.OutOfMemoryError) for one in lacks)
+    assert all(issubclass(one, torch.OutOfMemoryError) for one in lacks)
     assert lane.scheduler.num_preemptions > 0
     judge.assert_greedy()
     assert_clean(lane)
@@ -139,5 +142,5 @@ def test_who_finds_no_memory_for_one_token_fails_and_the_engine_goes_on(
     judge = Judge(reference)
     for answer in asyncio.run(run()):
         judge.hear(prompt, answer)
-    judge.assert_greedy()
+    judge.assert_tied()  # of so few tokens, how often says nothing
     assert_clean(lane)
