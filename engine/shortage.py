@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from traceback import clear_frames
 
 import torch
 
@@ -19,12 +20,14 @@ SAID = ("out of memory", "can't allocate memory", "_STATUS_ALLOC_FAILED")
 
 @contextmanager
 def telling_shortage() -> Iterator[None]:
-    """Raises OutOfMemory for an error that says no more than that."""
+    """Raises OutOfMemory for an error that says no more than that. What the step had made is let
+    go of: the frames of its traceback would hold it for as long as somebody keeps the error."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if not lacks_memory(error):
             raise
+        clear_frames(error.__traceback__)
         raise OutOfMemory(first_line(error)) from error
 
 

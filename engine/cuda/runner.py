@@ -21,6 +21,7 @@ context for good, in which case it says so by RunnerLost, and the engine ends wi
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Protocol
 
 import torch
@@ -180,11 +181,11 @@ class GpuRunner:
         )
 
     def _logits(self, shape: Shape) -> Tensor:
-        try:
+        with suppress(torch.OutOfMemoryError):
             return self._graphs.run(shape)
-        except torch.OutOfMemoryError:  # what the allocator keeps may do
-            torch.cuda.empty_cache()
-            return self._forward(shape)
+        # What the allocator keeps may do. Not in an `except`: its error holds what failed.
+        torch.cuda.empty_cache()
+        return self._forward(shape)
 
     def _forward(self, shape: Shape) -> Tensor:
         return self._model.forward(

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import random
 import threading
+import weakref
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from engine.lane import Lane
 from engine.models.decoder import Decoder
 from engine.scheduler import Limits
 from engine.sequence import Chunk, OutOfMemory, State
-from engine.shortage import lacks_memory
+from engine.shortage import lacks_memory, telling_shortage
 from radix import check
 from tests.support.checkpoints import make_checkpoint
 from tests.support.device_twin import TwinModel, twin_lane
@@ -291,3 +292,20 @@ def test_a_lack_of_memory_is_told_from_what_is_broken() -> None:
     assert lacks_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"))
     assert not lacks_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
     assert not lacks_memory(ValueError("out of memory"))
+
+
+def test_who_keeps_the_error_does_not_keep_what_the_step_had_made() -> None:
+    class Activations:
+        """Stands for a tensor: weak references say when it is gone."""
+
+    made: list[weakref.ref[Activations]] = []
+
+    def forward() -> None:
+        hidden = Activations()
+        made.append(weakref.ref(hidden))
+        raise MemoryError
+
+    with pytest.raises(OutOfMemory) as kept, telling_shortage():
+        forward()
+    assert isinstance(kept.value.__cause__, MemoryError)
+    assert made[0]() is None
