@@ -52,6 +52,7 @@ class EmbedError(Exception):
     EmbedError
     ├── TextTooLong     longer than the model's window
     ├── TextForeign     in signs that the model does not know: all such texts look the same to it
+    ├── EmbedFailed     the model or a library below it broke on this text
     ├── Busy            too many texts are waiting
     ├── NotReady        the model is still being prepared, or cannot be
     └── ModelUnusable   not found, or it cannot be turned into an ONNX graph
@@ -63,6 +64,10 @@ class TextTooLong(EmbedError):
 
 
 class TextForeign(EmbedError):
+    pass
+
+
+class EmbedFailed(EmbedError):
     pass
 
 
@@ -256,6 +261,8 @@ class Embedder:
         self._memo: OrderedDict[tuple[str, str], Vector] = OrderedDict()
         self._memo_size = memo
         self._waiting: dict[tuple[str, str], list[asyncio.Future[Vector]]] = {}
+        self._forgotten: set[tuple[str, str]] = set()
+        """Of those that wait: not to be remembered."""
         self._max_waiting = max_waiting
         self.problem = "" if encoder is not None else "the embedder is being prepared"
         """Why there are no vectors yet; empty when there are."""
@@ -296,8 +303,8 @@ class Embedder:
 
     async def embed(self, text: str, scope: str) -> Vector:
         """The vector of `text`, remembered for those of one `scope`: who shares nothing must not
-        learn, by how long it takes, what others have asked. Raises TextTooLong, TextForeign, Busy
-        or NotReady. The caller does not write into it."""
+        learn, by how long it takes, what others have asked. Raises TextTooLong, TextForeign,
+        EmbedFailed, Busy or NotReady. The caller does not write into it."""
         key = (scope, text)
         known = self._memo.get(key)
         if known is not None:
@@ -318,22 +325,26 @@ class Embedder:
         self, loop: asyncio.AbstractEventLoop, encoder: Encoder, key: tuple[str, str]
     ) -> None:
         """On the thread. Futures that cross it by themselves take 0.1 ms more."""
-        done: Vector | Exception
+        done: Vector | EmbedError
         try:
             done = encoder.encode(key[1])
-        except Exception as error:  # noqa: BLE001  raised in those who wait
+        except EmbedError as error:
             done = error
+        except BaseException as error:  # noqa: BLE001  a panic of a library's is none of Exception's
+            done = EmbedFailed(f"the embedder failed ({type(error).__name__})")
+            done.__cause__ = error
         loop.call_soon_threadsafe(self._settle, key, done)
 
-    def _settle(self, key: tuple[str, str], done: Vector | Exception) -> None:
+    def _settle(self, key: tuple[str, str], done: Vector | EmbedError) -> None:
         for one in self._waiting.pop(key, ()):
             if one.done():  # its caller has left
                 continue
-            if isinstance(done, Exception):
+            if isinstance(done, EmbedError):
                 one.set_exception(done)
             else:
                 one.set_result(done)
-        if isinstance(done, Exception):
+        if isinstance(done, EmbedError) or key in self._forgotten:
+            self._forgotten.discard(key)
             return
         self._memo[key] = done
         if len(self._memo) > self._memo_size:
@@ -343,9 +354,10 @@ class Embedder:
         """The texts of one scope, or of all, and their vectors."""
         for key in [key for key in self._memo if scope in (None, key[0])]:
             del self._memo[key]
+        self._forgotten.update(key for key in self._waiting if scope in (None, key[0]))
 
     def close(self) -> None:
         self._thread.shutdown(wait=True, cancel_futures=True)
-        for one in (one for waiting in self._waiting.values() for one in waiting):
-            one.cancel()
-        self._waiting.clear()
+        self._encoder, self.problem = None, "the embedder is closed"
+        for key in list(self._waiting):
+            self._settle(key, NotReady(self.problem))
