@@ -204,6 +204,16 @@ async def test_no_store_neither_reads_nor_writes(house: House) -> None:
     assert not written.cache[0].hit
 
 
+async def test_a_question_asked_afresh_again_and_again_breaks_nothing(house: House) -> None:
+    """As a probe of health does; more often than the index's cell has room."""
+    await house.ask("where do penguins sleep in winter")
+    for _ in range(400):
+        await house.ask(FIRST, directives=Directives(no_cache=True))
+    for question in (AGAIN, "where do penguins sleep in winter"):
+        _, trail = await house.ask(question)
+        assert trail.cache[0].hit
+
+
 async def test_no_cache_writes_and_does_not_read(house: House) -> None:
     house.model.knows[FIRST] = "old"
     await house.ask(FIRST)
