@@ -7,6 +7,7 @@ import json
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -15,7 +16,9 @@ from cache.embed import (
     BUNDLED,
     Busy,
     Embedder,
+    EmbedFailed,
     ModelUnusable,
+    NotReady,
     OnnxEncoder,
     TextForeign,
     TextTooLong,
@@ -94,6 +97,54 @@ async def test_who_hangs_up_does_not_take_the_vector_from_others(
     encoder.gate.set()
     assert (await stayer).shape == (64,)
     assert encoder.encoded == ["a"]
+
+
+@pytest.mark.parametrize("broken", [KeyboardInterrupt, StopIteration, ValueError])
+async def test_a_model_that_breaks_fails_those_who_asked_and_nobody_later(
+    embedder: Embedder,
+    encoder: BagEncoder,
+    monkeypatch: pytest.MonkeyPatch,
+    broken: type[BaseException],
+) -> None:
+    """A panic in a library below is none of Exception's."""
+
+    def panic(text: str) -> NoReturn:
+        raise broken
+
+    with monkeypatch.context() as patch:
+        patch.setattr(encoder, "encode", panic)
+        asked = (embedder.embed("a", "s") for _ in range(2))
+        told = await asyncio.gather(*asked, return_exceptions=True)
+    assert [type(one) for one in told] == [EmbedFailed] * 2
+    assert embedder.waiting == 0
+    assert (await embedder.embed("a", "s")).shape == (64,)
+
+
+async def test_what_is_forgotten_while_it_is_embedded_is_not_remembered(
+    embedder: Embedder, encoder: BagEncoder
+) -> None:
+    encoder.gate = threading.Event()
+    asked = asyncio.create_task(embedder.embed("a", "s"))
+    await asyncio.sleep(0)
+    embedder.forget("s")
+    encoder.gate.set()
+    await asked
+    await embedder.embed("a", "s")
+    await embedder.embed("a", "s")
+    assert encoder.encoded == ["a", "a"]
+
+
+async def test_who_waits_for_an_embedder_that_closes_is_told(encoder: BagEncoder) -> None:
+    made = Embedder(encoder)
+    encoder.gate = threading.Event()
+    asked = [asyncio.create_task(made.embed(text, "s")) for text in ("a", "b")]
+    await asyncio.sleep(0)
+    threading.Timer(0.05, encoder.gate.set).start()
+    made.close()
+    told = await asyncio.gather(*asked, return_exceptions=True)
+    assert [type(one) for one in told] == [NotReady] * 2
+    with pytest.raises(NotReady, match="closed"):
+        await made.embed("c", "s")
 
 
 async def test_a_refused_text_is_not_remembered_as_an_answer(encoder: BagEncoder) -> None:
