@@ -2,21 +2,21 @@
 
 Problem. Namespaces are many and mostly small; one may hold a hundred thousand questions. Comparing
 with everything is exact and quick up to some thousands. A graph (HNSW) is quick beyond, but costs
-0.35 to 2 ms an insert, on the event loop and again at each start, twice the memory, and its search
-jumps through memory that the embedding has just pushed out of the processor's caches.
+0.35 to 2 ms an insert, on the event loop and again at each start, and its search jumps through
+memory that the embedding has just pushed out of the processor's caches.
 
 Choice. An inverted file (Sivic and Zisserman 2003) that grows as it is filled, as SPFresh does (Xu
 et al. 2023): a vector goes to the cell with the nearest centre; a cell with more than `CELL` is
 divided in two, its rows go to the nearest of the centres around, and rows of the cells around come
 over where a new centre is nearer; a cell that has lost nearly all is dissolved, and one whose rows
-are one and the same (a question asked again and again) grows instead. A search compares
-with the centres and then with the `PROBED` rows of the nearest cells: with everything, where there
-is no more than that. One structure from ten questions to a million, without training or pauses, and
-what is read lies together. NumKong compares (SIMD for int8); int8 with a scale per vector keeps
-cosines to three decimals.
+are one and the same (a question asked again and again) grows instead. A search compares with the
+centres and then with the `PROBED` rows of the nearest cells: with everything, where there is no
+more than that. One structure from ten questions to a million, without training, and what is read
+lies together. NumKong compares (SIMD for int8); int8 with a scale per vector keeps cosines to three
+decimals.
 
-Rejected: usearch's graph, which was here before (the figures above); its exact search (ten times
-slower than NumKong's: a call for each pair); float32 in numpy (four times the memory); one bit per
+Rejected: usearch's graph, which was here before (the figures above); its exact search (several
+times slower than NumKong's: a call for each pair); float32 in numpy (four times the memory); one bit per
 component and int8 for the best of them (everything is still read: 5 ms at a million); FAISS's IVF
 (must be trained on what is there, and again when that has changed).
 """
