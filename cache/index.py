@@ -16,9 +16,9 @@ lies together. NumKong compares (SIMD for int8); int8 with a scale per vector ke
 decimals.
 
 Rejected: usearch's graph, which was here before (the figures above); its exact search (several
-times slower than NumKong's: a call for each pair); float32 in numpy (four times the memory); one bit per
-component and int8 for the best of them (everything is still read: 5 ms at a million); FAISS's IVF
-(must be trained on what is there, and again when that has changed).
+times slower than NumKong's: a call for each pair); float32 in numpy (four times the memory); one
+bit per component and int8 for the best of them (everything is still read: 5 ms at a million);
+FAISS's IVF (must be trained on what is there, and again when that has changed).
 """
 
 from __future__ import annotations
