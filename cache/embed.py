@@ -54,7 +54,7 @@ class EmbedError(Exception):
     ├── TextForeign     in signs that the model does not know: all such texts look the same to it
     ├── EmbedFailed     the model or a library below it broke on this text
     ├── Busy            too many texts are waiting
-    ├── NotReady        the model is still being prepared, or cannot be
+    ├── NotReady        the model is still being prepared, cannot be, or is closed
     └── ModelUnusable   not found, or it cannot be turned into an ONNX graph
     """
 

@@ -71,13 +71,13 @@ class Judge:
 
     def assert_greedy(self) -> None:
         """Each token was the likeliest one or tied with it, and not more often, nor by more, than
-        transformers' own bf16 run strays; of few tokens, two more may be chance."""
+        transformers' own bf16 run strays."""
         self.assert_tied()
         ours, theirs = torch.cat(self._ours), torch.cat(self._theirs)
         told = f"ours {float(ours.mean()):.5f}, theirs {float(theirs.mean()):.5f}"
         assert float(ours.mean()) <= 1.5 * float(theirs.mean()) + 0.002, told
         strays = [float((one > 0).float().mean()) for one in (ours, theirs)]
-        assert strays[0] <= 1.5 * strays[1] + 0.02 + 2 / len(ours), strays
+        assert strays[0] <= 1.5 * strays[1] + 0.02, strays
 
 
 def _below(exact: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:

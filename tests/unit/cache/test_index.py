@@ -152,6 +152,11 @@ def test_whatever_comes_and_goes_it_finds_what_was_not_removed(
     assert set(keys_of(everything, rows[0], 100)) == held
 
 
+def test_a_vector_takes_less_than_half_of_float32() -> None:
+    rows = unit_rows(2000, 384)
+    assert filled(rows, 256).held_bytes / 2000 < 384 * 4 / 2
+
+
 @pytest.mark.parametrize("count", [200, 10_000])
 def test_a_vector_takes_about_what_is_said(count: int) -> None:
     index = filled(topical_rows(count), cell=512)
